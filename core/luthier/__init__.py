@@ -1,0 +1,67 @@
+"""Luthier fine-tunes and aligns language models; every method is a plugin.
+
+The public names load on first use, so that ``luthier --help`` and ``luthier plugins`` need no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from luthier.adapter import Adapter
+    from luthier.codec import Codec
+    from luthier.config import compose
+    from luthier.data_source import DataSource, Row
+    from luthier.errors import ConfigError, DataError, LuthierError, ModelError, PluginError
+    from luthier.hookspecs import Register, hookimpl
+    from luthier.linear_adapter import AdaptedLinear, LinearAdapter
+    from luthier.merger import Merger
+    from luthier.method import option
+    from luthier.objective import Loss, Objective
+    from luthier.optimiser import Optimiser
+    from luthier.policy import Logprobs, Policy
+    from luthier.quantiser import Quantiser
+    from luthier.report import EvaluationReport, Sample, StepReport, TrainResult
+    from luthier.reward_model import RewardModel
+    from luthier.row_filter import RowFilter
+    from luthier.tracker import Tracker
+    from luthier.training import evaluate, train
+    from luthier.tree import Branch, Pack, Tree
+
+_HOMES = {
+    "adapter": ("Adapter",),
+    "codec": ("Codec",),
+    "config": ("compose",),
+    "data_source": ("DataSource", "Row"),
+    "errors": ("ConfigError", "DataError", "LuthierError", "ModelError", "PluginError"),
+    "hookspecs": ("Register", "hookimpl"),
+    "linear_adapter": ("AdaptedLinear", "LinearAdapter"),
+    "merger": ("Merger",),
+    "method": ("option",),
+    "objective": ("Loss", "Objective"),
+    "optimiser": ("Optimiser",),
+    "policy": ("Logprobs", "Policy"),
+    "quantiser": ("Quantiser",),
+    "report": ("EvaluationReport", "Sample", "StepReport", "TrainResult"),
+    "reward_model": ("RewardModel",),
+    "row_filter": ("RowFilter",),
+    "tracker": ("Tracker",),
+    "training": ("evaluate", "train"),
+    "tree": ("Branch", "Pack", "Tree"),
+}
+_HOME = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "AdaptedLinear", "Adapter", "Branch", "Codec", "ConfigError", "DataError", "DataSource",
+    "EvaluationReport", "LinearAdapter", "Logprobs", "Loss", "LuthierError", "Merger", "ModelError",
+    "Objective", "Optimiser", "Pack", "PluginError", "Policy", "Quantiser", "Register", "RewardModel",
+    "Row", "RowFilter", "Sample", "StepReport", "Tracker", "TrainResult", "Tree", "compose", "evaluate",
+    "hookimpl", "option", "train",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'luthier' has no attribute '{name}'")
+    return getattr(importlib.import_module(f"luthier.{_HOME[name]}"), name)

@@ -1,0 +1,146 @@
+"""The attention function `luthier_tree`, called by transformers by name, and the switch to it and back.
+
+No mask function is registered beside it: transformers then builds no mask at all, which also saves the device
+sync with which it looks for packed sequences. What a model says only in its mask (chunks, for one) does not
+reach this function, just as it does not reach flash attention; `Policy.check` finds such models.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+from transformers import AttentionInterface, PreTrainedModel
+
+from luthier.errors import ModelError
+from luthier.spans import TreeSpans
+from luthier.tile_attention import Terms, tile_attention
+
+NAME = "luthier_tree"
+_native: WeakKeyDictionary[PreTrainedModel, dict[str, Any]] = WeakKeyDictionary()
+
+
+def tree_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    tree_spans: TreeSpans | None = None,
+    **others: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attend along the trees of a pack, as transformers' attention interface asks.
+
+    Args:
+        module: The layer's attention module.
+        query: (1, H, T, D).
+        key: (1, G, T, D).
+        value: (1, G, T, E).
+        attention_mask: Must be None.
+        dropout: Probability, 0 when not training.
+        scaling: Factor on the scores; None for one over the square root of D.
+        sliding_window: A token sees those less than this many positions before it.
+        softcap: Scores are squeezed into this range by tanh.
+        tree_spans: The pack's layout, a keyword argument of the model's forward.
+        others: What else the model passes; sinks, position biases and other masks are refused.
+
+    Returns:
+        (1, T, H, E) and None.
+
+    Raises:
+        ModelError: The call is not for a pack, or the model needs more than a tree gives.
+    """
+    if tree_spans is None:
+        raise ModelError(
+            f"{type(module).__name__} was called without token trees while attention is '{NAME}'; "
+            "run plain forwards and generate() inside policy.native_attention()"
+        )
+    for name, argument in {**others, "attention_mask": attention_mask}.items():
+        if name in ("s_aux", "position_bias", "attention_mask", "cache") and argument is not None:
+            raise ModelError(f"{type(module).__name__} needs '{name}', which '{NAME}' does not support")
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    terms = Terms(scale, sliding_window, softcap, dropout)
+    device = query.device.type
+    if torch.is_autocast_enabled(device):
+        low = torch.get_autocast_dtype(device)
+        query, key, value = query.to(low), key.to(low), value.to(low)
+    if device == "cuda" and not dropout:
+        return _flex(query, key, value, tree_spans, terms).transpose(1, 2).contiguous(), None
+    return tile_attention(query[0], key[0], value[0], tree_spans, terms)[None], None
+
+
+def use_tree(model: PreTrainedModel) -> None:
+    """Switch `model` to tree attention, remembering what it used before."""
+    if model.config._attn_implementation == NAME:
+        return
+    parts = {part: getattr(model.config, part) for part in model.config.sub_configs}
+    before = {part: config._attn_implementation for part, config in parts.items() if config is not None}
+    _native[model] = {"": model.config._attn_implementation, **before}
+    model.set_attn_implementation(NAME)
+
+
+def use_native(model: PreTrainedModel) -> None:
+    """Switch `model` back to the attention it had before `use_tree`."""
+    if model.config._attn_implementation == NAME:
+        model.set_attn_implementation(_native[model])
+
+
+@functools.cache
+def _compiled() -> Callable[..., Any]:
+    return torch.compile(flex_attention)
+
+
+@functools.cache
+def _cap(softcap: float) -> Callable[..., torch.Tensor]:
+    # One function object a value, so that the compiled kernel is found again.
+    def cap(score: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
+        return softcap * torch.tanh(score / softcap)
+
+    return cap
+
+
+def _flex(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, spans: TreeSpans, terms: Terms
+) -> torch.Tensor:
+    cap = None if terms.softcap is None else _cap(terms.softcap)
+    mask = _block_mask(spans, terms.window, query.device)
+    attended: torch.Tensor = _compiled()(
+        query,
+        key,
+        value,
+        score_mod=cap,
+        block_mask=mask,
+        scale=terms.scale,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    return attended
+
+
+def _block_mask(spans: TreeSpans, window: int | None, device: torch.device) -> Any:
+    cached = ("flex", window, device)
+    if cached not in spans.cache:
+        visible = _visible(spans.table(device), window)
+        tokens = spans.segments[-1].stop
+        spans.cache[cached] = create_block_mask(visible, None, None, tokens, tokens, device=str(device))
+    return spans.cache[cached]
+
+
+def _visible(table: torch.Tensor, window: int | None) -> Callable[..., torch.Tensor]:
+    """Return flex attention's mask function: whether token q sees token k."""
+    segment, parent, prompt, place = table
+
+    def visible(batch: Any, head: Any, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+        own = (segment[q] == segment[k]) & (q >= k)
+        seen = own | ((parent[q] == segment[k]) & (place[k] < prompt[q]))
+        return seen if window is None else seen & (place[q] - place[k] < window)
+
+    return visible
+
+
+AttentionInterface.register(NAME, tree_attention)

@@ -1,0 +1,105 @@
+"""The command line: ``luthier VERB [hydra overrides]``. The only place that reads ``sys.argv``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from luthier.errors import LuthierError, unknown
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+USAGE = """\
+Luthier fine-tunes and aligns language models; every method is a plugin.
+
+usage: luthier VERB [options]
+
+  train      fine-tune: model × quantiser × adapter × optimiser × objective × data
+  evaluate   loss, perplexity and verified answers of a model on held-out rows
+  plugins    what is registered, from which package and version
+
+  luthier VERB --help           the verb's groups and options, each with its default
+  luthier train recipe=quickstart
+  luthier train model.path=FOLDER data=jsonl data.path=rows.jsonl adapter.rank=8
+  luthier train -m adapter=lora,full optimiser.lr=1e-4,3e-4 …      one run for each combination
+
+Environment: LUTHIER_PLUGINS (third-party distributions to load; empty: none), LUTHIER_BLOCKED (ones to
+leave out), LUTHIER_CACHE (converted models), LUTHIER_TRACEBACK=1 (whole tracebacks)."""
+
+EXIT_CANNOT = 2
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run one verb and exit: 0 done, 1 a run of a multirun failed, 2 something a person can mend."""
+    arguments = sys.argv[1:] if argv is None else argv
+    sys.exit(report(lambda: dispatch(arguments)))
+
+
+def report(action: Callable[[], int]) -> int:
+    """Call `action`; an error a person can cause becomes one line on stderr and status 2."""
+    try:
+        return action()
+    except LuthierError as error:
+        if os.environ.get("LUTHIER_TRACEBACK"):
+            raise
+        print(f"luthier: {error}", file=sys.stderr)
+        return EXIT_CANNOT
+    except KeyboardInterrupt:
+        print("luthier: interrupted", file=sys.stderr)
+        return 130
+
+
+def dispatch(arguments: list[str]) -> int:
+    """Run the verb that `arguments` begin with and return the exit status."""
+    verb, *rest = arguments or ["--help"]
+    if verb in ("-h", "--help", "help"):
+        print(USAGE)
+        return 0
+    if verb == "--version":
+        from importlib.metadata import version
+
+        print(f"luthier {version('luthier')}")
+        return 0
+    if verb == "plugins":
+        return _plugins(rest)
+    if verb in ("train", "evaluate"):
+        return _hydra(verb, rest)
+    raise LuthierError(unknown("verb", verb, ("train", "evaluate", "plugins")))
+
+
+def _plugins(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="luthier plugins", description="List the installed plugins, read from package metadata alone."
+    )
+    parser.add_argument(
+        "--load", action="store_true", help="import them and say which are broken (needs torch)"
+    )
+    options = parser.parse_args(arguments)
+    from luthier.listing import show_loaded, show_metadata
+
+    return show_loaded() if options.load else show_metadata()
+
+
+def _hydra(verb: str, overrides: list[str]) -> int:
+    # Importing torch takes a second or two, so the verbs that need it import it here.
+    from luthier.launch import launch
+    from luthier.usage import show_usage
+
+    if "-h" in overrides or "--help" in overrides:
+        return show_usage(verb, [one for one in overrides if one not in ("-h", "--help")])
+    return launch(verb, overrides)
+
+
+def run_job(verb: str, config: DictConfig) -> int:
+    """Run one composed job, with errors reported as `main` does."""
+    from luthier import training
+
+    def job() -> int:
+        getattr(training, verb)(config)
+        return 0
+
+    return report(job)

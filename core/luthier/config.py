@@ -1,0 +1,150 @@
+"""Composing a run with Hydra: schemas in the store, plugin presets on the path, every key read or refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import hydra
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.plugins import Plugins
+from hydra.errors import HydraException
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from luthier import schema
+from luthier.catalogue import Catalogue, catalogue, require
+from luthier.errors import ConfigError, PluginError, nearest
+from luthier.explain import explain
+from luthier.kinds import KINDS, Kind
+from luthier.method import options_of
+from luthier.settings import VERBS
+
+CONFIG_PATH = "pkg://luthier_conf"
+VERSION_BASE = "1.3"
+
+
+class PluginPresets(SearchPathPlugin):
+    """Appends the preset package of every plugin to Hydra's search path."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        """Append after the built-in presets, which therefore win."""
+        for package, provider in catalogue().config_packages.items():
+            search_path.append(provider=provider, path=f"pkg://{package}")
+
+
+@functools.cache
+def prepare() -> Catalogue:
+    """Put every schema in Hydra's store and every preset package on its path; done once per process."""
+    Plugins.instance().register(PluginPresets)
+    store = ConfigStore.instance()
+    for verb, root in VERBS.items():
+        store.store(name=f"{verb}_schema", node=root, provider="luthier")
+    for one in catalogue().all():
+        kind = KINDS[one.kind]
+        # A name registered twice is refused by `find` when a run asks for it; the first keeps the schema.
+        if f"{one.name}.yaml" not in store.repo.get(kind.group, {}):
+            store.store(
+                group=kind.group,
+                name=one.name,
+                node=schema.node(one.name, one.cls),
+                package=kind.package(one.name) if kind.many else None,
+                provider=one.plugin.provider,
+            )
+    return catalogue()
+
+
+def compose(verb: str, overrides: list[str] | None = None) -> DictConfig:
+    """Compose and check the config of `verb` as the command line would.
+
+    Args:
+        verb: ``"train"`` or ``"evaluate"``.
+        overrides: Hydra overrides, e.g. ``["adapter=lora", "optimiser.lr=1e-4"]``.
+
+    Raises:
+        ConfigError: An override is misspelt, mistyped, or names what cannot be combined.
+        PluginError: A method is unknown or its plugin is broken.
+    """
+    prepare()
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_module("luthier_conf", version_base=VERSION_BASE):
+        try:
+            config = hydra.compose(verb, overrides=overrides or [])
+            validate(verb, config)
+        except (HydraException, OmegaConfBaseException) as error:
+            raise explain(error, known_keys(verb), broken_methods()) from error
+    return config
+
+
+def build(kind: str, config: DictConfig) -> Any:
+    """Build the method of `kind` that the composed node `config` names."""
+    return schema.build(catalogue().find(kind, str(config.name)).cls, config)
+
+
+def selected(config: DictConfig) -> Iterator[tuple[Kind, str, DictConfig]]:
+    """Yield every method of a composed config: its kind, where it stands, its node."""
+    for kind in KINDS.values():
+        if kind.many:
+            nodes = config.get(f"{kind.group}s") or {}
+            yield from ((kind, f"{kind.group}s.{name}", child) for name, child in nodes.items())
+            continue
+        for key in (kind.group, f"eval_{kind.group}"):
+            if isinstance(config.get(key), DictConfig):
+                yield kind, key, config[key]
+
+
+def validate(verb: str, config: DictConfig) -> None:
+    """Refuse keys that nothing reads, methods that do not exist, and pairs that do not combine."""
+    if config.get("plugins"):
+        require(list(config.plugins.required))
+    fields = {field.name for field in dataclasses.fields(VERBS[verb])}
+    _refuse_unread(set(config) - fields, fields, "")
+    chosen = {}
+    for kind, where, child in selected(config):
+        cls = catalogue().find(kind.name, str(child.name)).cls
+        options = {*options_of(cls), "name"}
+        _refuse_unread(set(child) - options, options, f"{where}.")
+        chosen[kind.name] = (str(child.name), cls)
+    for kind_name, (name, cls) in chosen.items():
+        for partner, advice in cls.refuses.items():
+            of, _, wanted = partner.partition("=")
+            other = chosen.get(of, ("", None))[0]
+            if other and wanted in ("*", other):
+                raise ConfigError(f"{kind_name}={name} cannot be combined with {of}={other}: {advice}")
+
+
+def _refuse_unread(unread: set[Any], known: set[str], where: str) -> None:
+    for key in sorted(map(str, unread)):
+        hint = nearest(key, known)
+        raise ConfigError(f"nothing reads '{where}{key}': {hint}known: {', '.join(sorted(known))}")
+
+
+def known_keys(verb: str) -> list[str]:
+    """Return every key and group that an override of `verb` may start with, dotted, whatever is selected."""
+    keys = [kind.group for kind in KINDS.values()] + ["recipe", "hydra"]
+    for one in catalogue().all():
+        package = KINDS[one.kind].package(one.name)
+        keys += [f"{package}.{key}" for key in options_of(one.cls)]
+    plain = OmegaConf.to_container(OmegaConf.structured(VERBS[verb]), throw_on_missing=False)
+    assert isinstance(plain, dict)
+    return keys + list(_dotted(plain))
+
+
+def _dotted(tree: dict[Any, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in tree.items():
+        yield f"{prefix}{key}"
+        if isinstance(value, dict):
+            yield from _dotted(value, f"{prefix}{key}.")
+
+
+def broken_methods() -> dict[str, str]:
+    """Return the reason for every entry point that did not load, by its name."""
+    return catalogue().broken
+
+
+__all__ = ["PluginError", "build", "compose", "prepare", "selected", "validate"]

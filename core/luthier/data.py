@@ -1,0 +1,120 @@
+"""From rows to trees: encoded once, counted, and nothing dropped in silence."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from luthier.codec import Codec
+from luthier.data_source import DataSource, Row
+from luthier.errors import DataError
+from luthier.objective import Objective
+from luthier.tree import Tree
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """The trees of a data source, and what became of its rows.
+
+    Attributes:
+        trees: One tree a row that is used.
+        rows: The rows, in the trees' order.
+        dropped: Reason → number of rows left out for it.
+    """
+
+    trees: list[Tree]
+    rows: list[Row]
+    dropped: Counter[str] = field(default_factory=Counter)
+
+    def __len__(self) -> int:
+        return len(self.trees)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all trees."""
+        return sum(tree.tokens for tree in self.trees)
+
+    @property
+    def scored_tokens(self) -> int:
+        """Supervised tokens of all trees."""
+        return sum(tree.scored_tokens for tree in self.trees)
+
+    def without(self, others: Encoded) -> Encoded:
+        """Leave out the rows whose prompt is among `others`: a held-out row must not be trained on."""
+        seen = {tree.prompt for tree in others.trees}
+        kept = [i for i, tree in enumerate(self.trees) if tree.prompt not in seen]
+        dropped = Counter(self.dropped)
+        if len(kept) < len(self):
+            dropped["also in eval_data"] += len(self) - len(kept)
+        return Encoded([self.trees[i] for i in kept], [self.rows[i] for i in kept], dropped)
+
+    def summary(self) -> str:
+        """Return the line of the run's header: rows, tokens, share supervised, rows dropped and why."""
+        share = 100 * self.scored_tokens / max(self.tokens, 1)
+        line = f"{len(self):,} rows · {self.tokens:,} tokens, {share:.0f} % supervised"
+        left_out = ", ".join(f"{count} {reason}" for reason, count in sorted(self.dropped.items()))
+        return f"{line} · dropped: {left_out}" if left_out else line
+
+
+def encode(source: DataSource, objective: Objective, codec: Codec, max_length: int) -> Encoded:
+    """Encode every row of `source`; rows longer than `max_length` tokens are dropped and counted.
+
+    Raises:
+        DataError: A row is malformed, or none is left.
+    """
+    encoded = Encoded([], [])
+    for row in source.rows():
+        tree = objective.encode(row, codec)
+        longest = len(tree.prompt) + max((len(branch.ids) for branch in tree.branches), default=0)
+        if longest > max_length:
+            encoded.dropped[f"longer than {max_length} tokens"] += 1
+        elif not tree.scored_tokens:
+            encoded.dropped["without a supervised token"] += 1
+        else:
+            encoded.trees.append(tree)
+            encoded.rows.append(row)
+    if not encoded.trees:
+        left_out = ", ".join(f"{count} {reason}" for reason, count in encoded.dropped.items())
+        raise DataError(f"the data holds no usable row ({left_out or 'it is empty'})")
+    return encoded
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """Batches of example indices: a new permutation every epoch, a function of seed and epoch alone.
+
+    Attributes:
+        size: Number of examples.
+        batch_size: Examples a step; the last step of an epoch may have fewer.
+        shuffle: Permute, or keep the order of the data.
+        seed: Seed of the permutations.
+    """
+
+    size: int
+    batch_size: int
+    shuffle: bool
+    seed: int
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimiser steps in one pass over the data."""
+        return -(-self.size // self.batch_size)
+
+    def batches(self, total_steps: int) -> Iterator[Sequence[int]]:
+        """Yield the indices of `total_steps` steps."""
+        order: list[int] = []
+        for step in range(total_steps):
+            epoch, place = divmod(step, self.steps_per_epoch)
+            if place == 0 or not order:
+                order = self._order(epoch)
+            yield order[place * self.batch_size : (place + 1) * self.batch_size]
+
+    def _order(self, epoch: int) -> list[int]:
+        if not self.shuffle:
+            return list(range(self.size))
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+        order: list[int] = torch.randperm(self.size, generator=generator).tolist()
+        return order

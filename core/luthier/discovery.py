@@ -1,0 +1,84 @@
+"""Finding plugins by entry-point metadata alone: nothing of a plugin is imported here."""
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points, version
+
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.utils import canonicalize_name
+
+GROUP = "luthier"
+CORE = "luthier"
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """An entry point of group ``luthier`` and the distribution that brought it."""
+
+    entry: EntryPoint
+    distribution: str
+    version: str
+    requires: tuple[str, ...]
+
+    @property
+    def provider(self) -> str:
+        """Distribution and version, e.g. ``"luthier-vera 0.2"``."""
+        return f"{self.distribution} {self.version}"
+
+    @property
+    def kind(self) -> str:
+        """The kind the entry point's name announces (``adapter.lora`` → ``adapter``), or ``""``."""
+        kind, dot, _ = self.entry.name.partition(".")
+        return kind if dot else ""
+
+    @property
+    def method(self) -> str:
+        """The method the entry point's name announces (``adapter.lora`` → ``lora``)."""
+        return self.entry.name.rpartition(".")[2]
+
+
+def _names(variable: str) -> set[str] | None:
+    value = os.environ.get(variable)
+    if value is None:
+        return None
+    return {canonicalize_name(name.strip()) for name in value.split(",") if name.strip()}
+
+
+def installed() -> list[Plugin]:
+    """Return the installed plugins, sorted by distribution and entry-point name.
+
+    ``LUTHIER_PLUGINS`` limits third parties to a comma-separated list of distributions (empty: built-ins
+    only); ``LUTHIER_BLOCKED`` leaves out distributions or single entry points by name.
+    """
+    allowed, blocked = _names("LUTHIER_PLUGINS"), _names("LUTHIER_BLOCKED") or set()
+    found = []
+    for entry in entry_points(group=GROUP):
+        if entry.dist is None:
+            continue
+        plugin = Plugin(entry, entry.dist.name, entry.dist.version, tuple(entry.dist.requires or ()))
+        name = canonicalize_name(plugin.distribution)
+        if name in blocked or canonicalize_name(entry.name) in blocked:
+            continue
+        if allowed is None or name == CORE or name in allowed:
+            found.append(plugin)
+    return sorted(
+        found, key=lambda plugin: (plugin.distribution != CORE, plugin.distribution, plugin.entry.name)
+    )
+
+
+def unmet_core_requirement(requires: Iterable[str]) -> str | None:
+    """Return the requirement on Luthier that the running version does not meet, if there is one.
+
+    pip checks it at installation; an editable or ``--no-deps`` installation can still break it.
+    """
+    running = version(CORE)
+    for text in requires:
+        try:
+            requirement = Requirement(text)
+        except InvalidRequirement:
+            continue
+        met = requirement.specifier.contains(running, prereleases=True)
+        if canonicalize_name(requirement.name) == CORE and not met:
+            return f"needs {text}, but luthier {running} is installed"
+    return None

@@ -1,0 +1,124 @@
+"""Held-out quality: loss and perplexity over trees, and answers that a data source verifies."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from luthier.codec import Codec
+from luthier.data import Encoded
+from luthier.data_source import DataSource
+from luthier.objective import Objective
+from luthier.policy import Policy
+from luthier.report import EvaluationReport, Sample
+from luthier.settings import EvaluationConfig
+from luthier.tree import Pack, cut
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """Measures a policy on held-out rows; holds no state between calls."""
+
+    policy: Policy
+    objective: Objective
+    codec: Codec
+    source: DataSource
+    held_out: Encoded
+    settings: EvaluationConfig
+    pack_tokens: int
+
+    def report(self, step: int, answer: bool) -> EvaluationReport:
+        """Return the held-out loss and, with `answer`, the share of prompts answered right."""
+        self.policy.model.eval()
+        loss, perplexity = self._loss()
+        samples = self._answers() if answer and self.settings.generate else []
+        scores = [sample.score for sample in samples if sample.score is not None]
+        return EvaluationReport(
+            step=step,
+            loss=loss,
+            perplexity=perplexity,
+            # Partial credit is not a right answer.
+            accuracy=sum(score >= 1.0 for score in scores) / len(scores) if scores else None,
+            rows=len(self.held_out),
+            samples=samples,
+        )
+
+    @torch.no_grad()
+    def _loss(self) -> tuple[float, float]:
+        """Return the mean objective loss, and the perplexity of a supervised token."""
+        total, weight, nll, tokens = 0.0, 0.0, 0.0, 0
+        trees = self.held_out.trees
+        for indices in cut(trees, self.pack_tokens):
+            pack = Pack.of([trees[i] for i in indices], self.policy.device)
+            loss = self.objective.loss(self.policy, pack)
+            total, weight = total + float(loss.total), weight + loss.weight
+            value, count = loss.metrics.get("nll", (loss.total, loss.weight))
+            nll, tokens = nll + float(value), tokens + int(count)
+        # exp of a float above 709 overflows; a perplexity that large is as good as infinite.
+        mean = nll / tokens
+        return total / weight, math.exp(mean) if mean < 700 else math.inf
+
+    def _answers(self) -> list[Sample]:
+        rows = [row for row in self.held_out.rows if "prompt" in row.fields]
+        prompts = [self.codec.prompt_ids(row.fields["prompt"], row.origin) for row in rows]
+        answers = generate(self.policy, self.codec, prompts, self.settings)
+        return [
+            Sample(
+                origin=row.origin,
+                prompt=_text(row.fields["prompt"]),
+                answer=answer,
+                expected=_text(row.fields.get("completion", "")),
+                score=self.source.verify(row, answer),
+            )
+            for row, answer in zip(rows, answers, strict=True)
+        ]
+
+
+def generate(
+    policy: Policy, codec: Codec, prompts: Sequence[Sequence[int]], settings: EvaluationConfig
+) -> list[str]:
+    """Answer `prompts` greedily and return the texts, in order.
+
+    Prompts of like length are answered together, padded on the left.
+    """
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    answers = [""] * len(prompts)
+    policy.model.eval()
+    for first in range(0, len(order), settings.batch_size):
+        indices = order[first : first + settings.batch_size]
+        batch = [list(prompts[i]) for i in indices]
+        for i, ids in zip(indices, _continue(policy, codec, batch, settings.max_new_tokens), strict=True):
+            answers[i] = codec.text(ids).strip()
+    return answers
+
+
+@torch.no_grad()
+def _continue(policy: Policy, codec: Codec, prompts: list[list[int]], max_new_tokens: int) -> list[list[int]]:
+    width = max(map(len, prompts))
+    pad = codec.tokenizer.pad_token_id
+    ids = torch.tensor([[pad] * (width - len(prompt)) + prompt for prompt in prompts], device=policy.device)
+    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    with policy.native_attention(), policy.autocast():
+        out = policy.model.generate(
+            input_ids=ids,
+            attention_mask=mask.to(policy.device),
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            temperature=None,
+            top_p=None,
+            top_k=None,
+            pad_token_id=pad,
+        )
+    rows: list[list[int]] = out[:, width:].tolist()
+    return rows
+
+
+def _text(value: object) -> str:
+    """Return a prompt or completion as text: messages are joined, system messages left out."""
+    if isinstance(value, str):
+        return value
+    assert isinstance(value, Sequence)
+    return "\n".join(str(message["content"]) for message in value if message.get("role") != "system")

@@ -1,0 +1,29 @@
+"""The header of a run: what will happen, in a few lines, before the first step."""
+
+from omegaconf import DictConfig
+from torch import nn
+
+from luthier.data import Encoded
+from luthier.model import LoadedModel
+
+
+def parameter_counts(model: nn.Module) -> tuple[int, int]:
+    """Return how many parameters train, and how many there are; tied ones count once."""
+    parameters = list(model.parameters())
+    return sum(p.numel() for p in parameters if p.requires_grad), sum(p.numel() for p in parameters)
+
+
+def header(
+    config: DictConfig, loaded: LoadedModel, data: Encoded, held_out: Encoded | None, total_steps: int
+) -> list[str]:
+    """Return the lines: model, data with what was dropped and why, held-out rows, steps and methods."""
+    trained, total = parameter_counts(loaded.model)
+    share = f"{total:,} parameters, {trained:,} trained ({100 * trained / total:.2f} %)"
+    dtype = str(loaded.dtype).removeprefix("torch.")
+    epochs = total_steps * config.batch_size / len(data)
+    lines = [f"model     {loaded.name} · {share} · {dtype} on {loaded.device}", f"data      {data.summary()}"]
+    if held_out:
+        lines.append(f"held out  {held_out.summary()}")
+    methods = f"{config.objective.name}, {config.adapter.name}, {config.optimiser.name}"
+    steps = f"{total_steps} steps of {config.batch_size} examples ({epochs:.2f} epochs)"
+    return [*lines, f"run       {steps} · {methods} · {config.run_dir}"]

@@ -1,0 +1,115 @@
+"""The hook specifications: every way a plugin can reach into Luthier.
+
+Registration hooks add methods; lifecycle hooks only observe. What changes a run is always a configured
+object, so the saved config tells the whole story.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from omegaconf import DictConfig
+    from torch import nn
+
+    from luthier.report import EvaluationReport, StepReport, TrainResult
+
+PROJECT = "luthier"
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+Register = Callable[[str, type[Any]], None]
+"""``register("lora", LoRA)``: a name matching ``[a-z][a-z0-9_]*``, and a frozen dataclass of the kind."""
+
+
+class Registration:
+    """Called once for every plugin when the catalogue loads. An exception reports the plugin as broken."""
+
+    @hookspec
+    def register_adapters(self, register: Register) -> None:
+        """Register `luthier.Adapter` classes: which parameters train and how a linear layer changes."""
+
+    @hookspec
+    def register_quantisers(self, register: Register) -> None:
+        """Register `luthier.Quantiser` classes: how the frozen base weights are stored."""
+
+    @hookspec
+    def register_optimisers(self, register: Register) -> None:
+        """Register `luthier.Optimiser` classes: what builds the `torch.optim.Optimizer`."""
+
+    @hookspec
+    def register_objectives(self, register: Register) -> None:
+        """Register `luthier.Objective` classes: how a row becomes a token tree, and the loss on it."""
+
+    @hookspec
+    def register_reward_models(self, register: Register) -> None:
+        """Register `luthier.RewardModel` classes: scores of completions."""
+
+    @hookspec
+    def register_mergers(self, register: Register) -> None:
+        """Register `luthier.Merger` classes: one tensor out of the same tensor of several models."""
+
+    @hookspec
+    def register_data_sources(self, register: Register) -> None:
+        """Register `luthier.DataSource` classes: rows with their origin, and how an answer is verified."""
+
+    @hookspec
+    def register_row_filters(self, register: Register) -> None:
+        """Register `luthier.RowFilter` classes: what keeps, rewrites or drops a row, and why."""
+
+    @hookspec
+    def register_trackers(self, register: Register) -> None:
+        """Register `luthier.Tracker` classes: lifecycle observers that a run can configure."""
+
+    @hookspec
+    def config_packages(self) -> str:
+        """Return the dotted name of a package with YAML presets, e.g. ``"luthier_vera.conf"``.
+
+        It is appended to Hydra's search path, so built-in presets of the same name win.
+        """
+        raise AssertionError("a specification is never called")
+
+
+class Lifecycle:
+    """Called during a run, in this order. Implementations observe; what they raise ends the run."""
+
+    @hookspec
+    def after_config_composed(self, config: DictConfig) -> None:
+        """The composed `config` passed every check; nothing has been loaded yet."""
+
+    @hookspec
+    def after_model_prepared(self, model: nn.Module, config: DictConfig) -> None:
+        """The model is loaded and the adapter attached; ``requires_grad`` is final."""
+
+    @hookspec
+    def after_header(self, lines: list[str]) -> None:
+        """What will run, in a few lines: model, data with what was dropped and why, steps."""
+
+    @hookspec
+    def before_train(self, run_dir: Path, config: DictConfig, total_steps: int) -> None:
+        """The first optimiser step follows. `run_dir` exists and holds ``config.yaml``."""
+
+    @hookspec
+    def after_step(self, report: StepReport) -> None:
+        """A logging point was reached (every `log_every` steps and at the last one)."""
+
+    @hookspec
+    def after_evaluation(self, report: EvaluationReport) -> None:
+        """An evaluation on the held-out rows ended."""
+
+    @hookspec
+    def after_checkpoint_saved(self, folder: Path) -> None:
+        """`folder` is complete on disk."""
+
+    @hookspec
+    def after_train(self, result: TrainResult) -> None:
+        """The result is saved and read back; ``summary.json`` is written."""
+
+    @hookspec
+    def on_train_error(self, error: BaseException) -> None:
+        """The run ends with `error` (Ctrl-C included), which is raised again after this call."""

@@ -1,0 +1,49 @@
+"""The kinds of method a plugin can register. Importing this module does not import torch."""
+
+import pkgutil
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of method.
+
+    Attributes:
+        name: Singular name, as in entry points (``adapter.lora``) and messages.
+        group: Hydra config group that selects a method of this kind.
+        hook: The registration hook.
+        base: ``module:class`` every method of the kind inherits.
+        many: Several can be active in one run (``tracker=[progress,jsonl]``), each under ``<group>s.<name>``.
+    """
+
+    name: str
+    group: str
+    hook: str
+    base: str
+    many: bool = False
+
+    def base_class(self) -> type:
+        """Import and return the base class."""
+        found = pkgutil.resolve_name(self.base)
+        assert isinstance(found, type)
+        return found
+
+    def package(self, method: str) -> str:
+        """Return where the config of `method` sits in the composed config."""
+        return f"{self.group}s.{method}" if self.many else self.group
+
+
+KINDS: dict[str, Kind] = {
+    kind.name: kind
+    for kind in (
+        Kind("adapter", "adapter", "register_adapters", "luthier.adapter:Adapter"),
+        Kind("quantiser", "quantiser", "register_quantisers", "luthier.quantiser:Quantiser"),
+        Kind("optimiser", "optimiser", "register_optimisers", "luthier.optimiser:Optimiser"),
+        Kind("objective", "objective", "register_objectives", "luthier.objective:Objective"),
+        Kind("reward_model", "reward_model", "register_reward_models", "luthier.reward_model:RewardModel"),
+        Kind("merger", "merger", "register_mergers", "luthier.merger:Merger"),
+        Kind("data_source", "data", "register_data_sources", "luthier.data_source:DataSource"),
+        Kind("row_filter", "row_filter", "register_row_filters", "luthier.row_filter:RowFilter", many=True),
+        Kind("tracker", "tracker", "register_trackers", "luthier.tracker:Tracker", many=True),
+    )
+}

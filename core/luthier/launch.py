@@ -1,0 +1,82 @@
+"""Starting runs through Hydra: one in this process, or a multirun with a process for every job."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from luthier import cli, config
+from luthier.explain import explain
+from luthier.listing import show_runs
+
+
+def launch(verb: str, overrides: list[str]) -> int:
+    """Compose `verb` with `overrides` and run it; ``-m`` runs every combination.
+
+    Returns:
+        The exit status: 0, or 1 if a job of a multirun failed.
+
+    Raises:
+        LuthierError: The config cannot be composed, or a single run ended with an error.
+    """
+    config.prepare()
+    # Hydra would print its own, longer account of an error and exit with status 1.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    jobs = _Jobs(verb)
+    entry = hydra.main(version_base=config.VERSION_BASE, config_path=config.CONFIG_PATH, config_name=verb)
+    before, sys.argv = sys.argv, [f"luthier {verb}", *overrides]
+    try:
+        entry(jobs)()
+    except (HydraException, OmegaConfBaseException) as error:
+        raise explain(error, config.known_keys(verb), config.broken_methods()) from error
+    finally:
+        sys.argv = before
+    if len(jobs.folders) > 1:
+        show_runs(jobs.folders)
+    return 1 if jobs.failed else 0
+
+
+class _Jobs:
+    """The task function Hydra calls once a job; remembers the run folders and which failed."""
+
+    def __init__(self, verb: str) -> None:
+        self.verb = verb
+        self.folders: list[tuple[str, Path]] = []
+        self.failed: list[Path] = []
+
+    def __call__(self, composed: DictConfig) -> None:
+        settings = HydraConfig.get()
+        folder = Path(settings.runtime.output_dir)
+        config.validate(self.verb, composed)
+        composed.run_dir = str(folder)
+        if settings.mode != RunMode.MULTIRUN:
+            from luthier import training
+
+            getattr(training, self.verb)(composed)
+            return
+        self.folders.append((settings.job.override_dirname.replace(",", " "), folder))
+        if self._in_own_process(composed) != 0:
+            self.failed.append(folder)
+
+    def _in_own_process(self, composed: DictConfig) -> int | None:
+        """Run a job in a process of its own: nothing of it — memory, seeds, hooks — reaches the next one."""
+        plain: Any = OmegaConf.to_container(composed, resolve=True)
+        process = multiprocessing.get_context("spawn").Process(target=_job, args=(self.verb, plain))
+        process.start()
+        process.join()
+        return process.exitcode
+
+
+def _job(verb: str, plain: dict[str, Any]) -> None:
+    config.prepare()
+    sys.exit(cli.run_job(verb, OmegaConf.create(plain)))

@@ -1,0 +1,84 @@
+"""Tables on the terminal: the plugins, and the runs of a multirun. Does not import torch by itself."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from luthier.discovery import installed, unmet_core_requirement
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def show_metadata() -> int:
+    """Print every plugin from entry-point metadata; nothing of a plugin is imported."""
+    table = _table("kind", "method", "from", "module")
+    wrong = []
+    for plugin in installed():
+        table.add_row(plugin.kind or "·", plugin.method, plugin.provider, plugin.entry.value)
+        if reason := unmet_core_requirement(plugin.requires):
+            wrong.append(f"{plugin.entry.name}: {plugin.provider} {reason}")
+    console = Console()
+    console.print(table)
+    for line in wrong:
+        console.print(f"[red]{line}[/]", highlight=False)
+    return 1 if wrong else 0
+
+
+def show_loaded() -> int:
+    """Import every plugin and print what it registered, or why it is broken."""
+    from luthier.catalogue import catalogue
+
+    found = catalogue()
+    table = _table("kind", "method", "from", "what it is")
+    for one in found.all():
+        table.add_row(one.kind, one.name, one.plugin.provider, (one.cls.__doc__ or "").strip().split("\n")[0])
+    console = Console()
+    console.print(table)
+    for name, reason in found.broken.items():
+        console.print(f"[red]broken[/] {name}: {reason}", highlight=False)
+    return 1 if found.broken else 0
+
+
+def show_runs(runs: list[tuple[str, Path]]) -> None:
+    """Print what the runs of a multirun measured, one row a run, from their ``summary.json``.
+
+    Args:
+        runs: The overrides that tell a run from the others, and its folder.
+    """
+    table = _table("run", "loss", "held-out loss", "accuracy", "tok/s", "peak MB", "folder")
+    for overrides, folder in runs:
+        path = folder / "summary.json"
+        if not path.exists():
+            table.add_row(overrides, "[red]failed[/]", "", "", "", "", _relative(folder))
+            continue
+        summary = json.loads(path.read_text(encoding="utf-8"))
+        after = summary.get("after") or {}
+        table.add_row(
+            overrides,
+            _number(summary.get("last_loss", summary.get("loss"))),
+            _number(after.get("loss")),
+            _number(after.get("accuracy", summary.get("accuracy")), ".0%"),
+            _number(summary.get("tokens_per_second"), ",.0f"),
+            _number(summary.get("peak_memory_mb"), ",.0f"),
+            _relative(folder),
+        )
+    Console().print(table)
+
+
+def _number(value: float | None, form: str = ".4f") -> str:
+    return "–" if value is None else format(value, form)
+
+
+def _relative(folder: Path) -> str:
+    here = Path.cwd()
+    return str(folder.relative_to(here) if folder.is_relative_to(here) else folder)

@@ -1,0 +1,226 @@
+"""`train` and `evaluate`: from a composed config to a result, each step one line."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from luthier import config as configs
+from luthier import engine
+from luthier.adapter import Adapter
+from luthier.catalogue import catalogue
+from luthier.codec import Codec
+from luthier.data import Encoded, Sampler, encode
+from luthier.data_source import DataSource
+from luthier.errors import ConfigError
+from luthier.evaluation import Evaluator
+from luthier.header import header, parameter_counts
+from luthier.model import LoadedModel, load_model
+from luthier.objective import Objective
+from luthier.policy import Policy
+from luthier.report import (
+    EvaluationReport,
+    StepReport,
+    TrainResult,
+    append_line,
+    as_json,
+    peak_memory_mb,
+    versions,
+    write_json,
+)
+from luthier.schedule import schedule
+from luthier.settings import EvaluationConfig
+
+
+def train(config: DictConfig) -> TrainResult:
+    """Fine-tune as `config` says and leave a run folder.
+
+    Args:
+        config: What `luthier.compose("train", overrides)` returns.
+
+    Raises:
+        LuthierError: Something a person can mend; one line says what, where and how.
+    """
+    with _run(config) as run_dir:
+        return _Training.prepare(config, run_dir).go()
+
+
+def evaluate(config: DictConfig) -> EvaluationReport:
+    """Measure a model on the rows of `config.data`, and leave answers and summary in the run folder.
+
+    Raises:
+        LuthierError: Something a person can mend; one line says what, where and how.
+    """
+    with _run(config) as run_dir:
+        loaded = load_model(config.model, train_base=False)
+        evaluator = _evaluator(config, "data", loaded, configs.build("objective", config.objective))
+        report = evaluator.report(step=0, answer=True)
+        catalogue().hooks.hook.after_evaluation(report=report)
+        write_json(run_dir / "summary.json", {**as_json(report), "versions": versions()})
+        return report
+
+
+@dataclass(frozen=True)
+class _Training:
+    """Everything a training run holds; `go` is its story."""
+
+    config: DictConfig
+    run_dir: Path
+    loaded: LoadedModel
+    adapter: Adapter
+    objective: Objective
+    policy: Policy
+    data: Encoded
+    evaluator: Evaluator | None
+
+    @classmethod
+    def prepare(cls, config: DictConfig, run_dir: Path) -> _Training:
+        """Build every method, load the model, attach the adapter, encode the data."""
+        torch.manual_seed(config.seed)
+        adapter: Adapter = configs.build("adapter", config.adapter)
+        objective: Objective = configs.build("objective", config.objective)
+        source: DataSource = configs.build("data_source", config.data)
+        loaded = load_model(config.model, train_base=adapter.trains_base)
+        data = encode(source, objective, Codec(loaded.tokenizer), _max_length(config, loaded))
+        evaluator = _evaluator(config, "eval_data", loaded, objective) if config.eval_data else None
+        if evaluator:
+            data = data.without(evaluator.held_out)
+            if not len(data):
+                raise ConfigError("every row of data is also in eval_data: nothing is left to train on")
+        adapter.attach(loaded.model, torch.Generator().manual_seed(config.seed))
+        if config.gradient_checkpointing:
+            loaded.model.gradient_checkpointing_enable({"use_reentrant": False})
+        policy = evaluator.policy if evaluator else _policy(loaded)
+        catalogue().hooks.hook.after_model_prepared(model=loaded.model, config=config)
+        return cls(config, run_dir, loaded, adapter, objective, policy, data, evaluator)
+
+    def go(self) -> TrainResult:
+        """Evaluate, train, evaluate, save, read back, sum up."""
+        hook = catalogue().hooks.hook
+        total_steps, sampler = self._steps()
+        held_out = self.evaluator.held_out if self.evaluator else None
+        trained = [(name, p) for name, p in self.loaded.model.named_parameters() if p.requires_grad]
+        optimiser = configs.build("optimiser", self.config.optimiser).build(trained)
+        lr_schedule = schedule(self.config.schedule, optimiser, total_steps)
+        hook.after_header(lines=header(self.config, self.loaded, self.data, held_out, total_steps))
+        before = self._evaluate(0, answer=True)
+        hook.before_train(run_dir=self.run_dir, config=self.config, total_steps=total_steps)
+        reports: list[StepReport] = []
+
+        def on_log(report: StepReport) -> None:
+            reports.append(report)
+            append_line(self.run_dir / "metrics.jsonl", as_json(report))
+            hook.after_step(report=report)
+
+        plan = engine.Plan(
+            total_steps=total_steps,
+            pack_tokens=self.config.pack_tokens,
+            clip_norm=self.config.clip_norm,
+            log_every=self.config.log_every,
+            evaluate_every=self.config.evaluation.every if self.evaluator else 0,
+        )
+        engine.run(
+            self.policy, self.objective, self.data.trees, sampler, optimiser, lr_schedule, plan,
+            on_log, lambda step: self._evaluate(step, answer=False),
+        )  # fmt: skip
+        peak = peak_memory_mb(self.policy.device)
+        after = self._evaluate(total_steps, answer=True)
+        self.adapter.save(self.loaded.model, self.run_dir / "model", self.loaded.name)
+        self.loaded.tokenizer.save_pretrained(self.run_dir / "model")
+        result = self._result(reports, before, after, peak)
+        write_json(self.run_dir / "summary.json", as_json(result))
+        hook.after_train(result=result)
+        return result
+
+    def _steps(self) -> tuple[int, Sampler]:
+        config = self.config
+        sampler = Sampler(len(self.data), config.batch_size, config.shuffle, config.seed)
+        planned = math.ceil(config.epochs * sampler.steps_per_epoch)
+        total = planned if config.max_steps is None else min(config.max_steps, planned)
+        if total < 1:
+            raise ConfigError(f"epochs={config.epochs} max_steps={config.max_steps}: no step to train")
+        return total, sampler
+
+    def _evaluate(self, step: int, answer: bool) -> EvaluationReport | None:
+        if self.evaluator is None:
+            return None
+        report = self.evaluator.report(step, answer)
+        append_line(self.run_dir / "evaluations.jsonl", as_json(report))
+        catalogue().hooks.hook.after_evaluation(report=report)
+        return report
+
+    def _result(
+        self,
+        reports: list[StepReport],
+        before: EvaluationReport | None,
+        after: EvaluationReport | None,
+        peak: float,
+    ) -> TrainResult:
+        last = reports[-1]
+        trained, total = parameter_counts(self.loaded.model)
+        return TrainResult(
+            run_dir=self.run_dir,
+            model_dir=self.run_dir / "model",
+            steps=last.step,
+            first_loss=reports[0].loss,
+            last_loss=last.loss,
+            before=before,
+            after=after,
+            trainable_parameters=trained,
+            total_parameters=total,
+            tokens=last.tokens,
+            tokens_per_second=last.tokens / last.seconds,
+            seconds=last.seconds,
+            peak_memory_mb=peak,
+            versions=versions(),
+        )
+
+
+def _policy(loaded: LoadedModel) -> Policy:
+    policy = Policy(loaded.model, autocast_dtype=loaded.autocast_dtype)
+    policy.check()
+    return policy
+
+
+def _max_length(config: DictConfig, loaded: LoadedModel) -> int:
+    context = getattr(loaded.model.config, "max_position_embeddings", None)
+    return int(config.max_length or context or 2**20)
+
+
+def _evaluator(config: DictConfig, key: str, loaded: LoadedModel, objective: Objective) -> Evaluator:
+    source: DataSource = configs.build("data_source", config[key])
+    codec = Codec(loaded.tokenizer)
+    held_out = encode(source, objective, codec, _max_length(config, loaded))
+    values: Any = OmegaConf.to_container(config.evaluation)
+    settings = EvaluationConfig(**values)
+    return Evaluator(_policy(loaded), objective, codec, source, held_out, settings, config.pack_tokens)
+
+
+@contextlib.contextmanager
+def _run(config: DictConfig) -> Iterator[Path]:
+    """Open the run folder, register the configured trackers for its duration, report what ends it."""
+    run_dir = Path(config.run_dir)
+    if (run_dir / "config.yaml").exists():
+        raise ConfigError(f"run_dir={run_dir} holds a run already; choose another folder")
+    run_dir.mkdir(parents=True, exist_ok=True)
+    OmegaConf.save(config, run_dir / "config.yaml", resolve=True)
+    hooks = catalogue().hooks
+    trackers = [configs.build("tracker", node) for node in (config.get("trackers") or {}).values()]
+    for tracker in trackers:
+        hooks.register(tracker)
+    try:
+        hooks.hook.after_config_composed(config=config)
+        yield run_dir
+    except BaseException as error:
+        hooks.hook.on_train_error(error=error)
+        raise
+    finally:
+        for tracker in trackers:
+            hooks.unregister(tracker)

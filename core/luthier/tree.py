@@ -1,0 +1,203 @@
+"""Token trees, packs of them without padding, and the cut of a step's trees into packs."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from luthier.errors import DataError
+from luthier.spans import Segment, TreeSpans
+
+
+@dataclass(frozen=True)
+class Branch:
+    """One continuation of a prompt.
+
+    Attributes:
+        ids: Its token ids, at least one.
+        scored: Which of them are predicted (supervised); None for all.
+    """
+
+    ids: tuple[int, ...]
+    scored: tuple[bool, ...] | None = None
+
+    @property
+    def scored_places(self) -> list[int]:
+        """Places in `ids` of the tokens that are predicted."""
+        if self.scored is None:
+            return list(range(len(self.ids)))
+        return [place for place, scored in enumerate(self.scored) if scored]
+
+
+@dataclass(frozen=True)
+class Tree:
+    """A prompt and the branches that continue it: one training example of any objective.
+
+    Attributes:
+        prompt: Token ids of the root, at least one.
+        branches: Its children, in the order the objective gave them.
+        origin: Where the example came from (file:line), for messages.
+        values: Numbers that belong to the tree (labels, margins, rewards).
+
+    Raises:
+        DataError: An empty prompt or branch, or a mask of another length than its tokens.
+    """
+
+    prompt: tuple[int, ...]
+    branches: tuple[Branch, ...] = ()
+    origin: str = ""
+    values: Mapping[str, float] = field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        """Refuse what no pack can hold."""
+        where = f"{self.origin}: " if self.origin else ""
+        if not self.prompt:
+            raise DataError(
+                f"{where}the prompt has no tokens, but the first token needs one to be predicted from"
+            )
+        for number, branch in enumerate(self.branches, 1):
+            if not branch.ids:
+                raise DataError(f"{where}completion {number} has no tokens; drop the row or give it a text")
+            if branch.scored is not None and len(branch.scored) != len(branch.ids):
+                raise DataError(
+                    f"{where}the mask of completion {number} has {len(branch.scored)} entries "
+                    f"for {len(branch.ids)} tokens; it needs one for each"
+                )
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the prompt and of all branches: what a pack must hold."""
+        return len(self.prompt) + sum(len(branch.ids) for branch in self.branches)
+
+    @property
+    def scored_tokens(self) -> int:
+        """How many tokens are predicted."""
+        return sum(len(branch.scored_places) for branch in self.branches)
+
+
+@dataclass(frozen=True)
+class Pack:
+    """Trees laid end to end in one row of T tokens, with N scored tokens in C children.
+
+    Attributes:
+        trees: What it holds, in order.
+        input_ids: (1, T) int64.
+        position_ids: (1, T) int64; a root starts at 0, each child at its prompt's length.
+        positions: (N,) int64, places of the hidden states that predict the scored tokens.
+        targets: (N,) int64, the scored tokens.
+        offsets: C + 1 host integers; child c owns scored tokens ``offsets[c]:offsets[c + 1]``.
+        tree_of: C host integers, the tree of every child.
+        spans: The attention layout.
+    """
+
+    trees: tuple[Tree, ...]
+    input_ids: torch.Tensor
+    position_ids: torch.Tensor
+    positions: torch.Tensor
+    targets: torch.Tensor
+    offsets: tuple[int, ...]
+    tree_of: tuple[int, ...]
+    spans: TreeSpans
+
+    @classmethod
+    def of(cls, trees: Sequence[Tree], device: torch.device | str = "cpu") -> "Pack":
+        """Lay `trees` end to end on `device`.
+
+        Raises:
+            DataError: There is no tree.
+        """
+        if not trees:
+            raise DataError("a pack needs at least one tree")
+        ids: list[int] = []
+        places: list[int] = []
+        positions: list[int] = []
+        targets: list[int] = []
+        offsets = [0]
+        segments: list[Segment] = []
+        for tree in trees:
+            root, shift = len(ids), len(tree.prompt)
+            segments.extend(_segments(tree, root))
+            ids.extend(tree.prompt)
+            places.extend(range(shift))
+            for branch in tree.branches:
+                start, scored = len(ids), branch.scored_places
+                # The prompt's last token predicts the first token of every child.
+                positions.extend(start + place - 1 if place else root + shift - 1 for place in scored)
+                targets.extend(branch.ids[place] for place in scored)
+                offsets.append(len(targets))
+                ids.extend(branch.ids)
+                places.extend(range(shift, shift + len(branch.ids)))
+        return cls(
+            trees=tuple(trees),
+            input_ids=torch.tensor([ids], device=device),
+            position_ids=torch.tensor([places], device=device),
+            positions=torch.tensor(positions, dtype=torch.int64, device=device),
+            targets=torch.tensor(targets, dtype=torch.int64, device=device),
+            offsets=tuple(offsets),
+            tree_of=tuple(index for index, tree in enumerate(trees) for _ in tree.branches),
+            spans=TreeSpans(tuple(segments)),
+        )
+
+    @property
+    def tokens(self) -> int:
+        """T, real tokens all of them."""
+        return self.input_ids.shape[1]
+
+    @property
+    def scored_tokens(self) -> int:
+        """N, without asking the device."""
+        return self.offsets[-1]
+
+
+def cut(trees: Sequence[Tree], pack_tokens: int) -> list[list[int]]:
+    """Partition the indices of `trees` into as few packs of at most `pack_tokens` tokens as greedy rules find.
+
+    The packs are of about equal size and depend on nothing but the arguments. A tree that is larger than
+    `pack_tokens` is a pack alone.
+    """
+    sizes = [tree.tokens for tree in trees]
+    order = sorted(range(len(sizes)), key=lambda index: -sizes[index])
+    alone = [[index] for index in order if sizes[index] > pack_tokens]
+    rest = order[len(alone) :]
+    fewest = math.ceil(sum(sizes[index] for index in rest) / pack_tokens)
+    packs = _first_fit(rest, sizes, pack_tokens)
+    for count in range(fewest, len(packs) + 1):
+        level = _levelled(rest, sizes, count)
+        if max((sum(sizes[index] for index in pack) for pack in level), default=0) <= pack_tokens:
+            packs = level
+            break
+    return sorted(sorted(pack) for pack in alone + packs)
+
+
+def _segments(tree: Tree, root: int) -> list[Segment]:
+    shift = len(tree.prompt)
+    first = len(tree.branches[0].ids) if tree.branches else 0
+    segments = [Segment(root, root + shift + first)]
+    for branch in tree.branches[1:]:
+        start = segments[-1].stop
+        segments.append(Segment(start, start + len(branch.ids), root, shift))
+    return segments
+
+
+def _first_fit(order: list[int], sizes: list[int], budget: int) -> list[list[int]]:
+    packs: list[list[int]] = []
+    room: list[int] = []
+    for index in order:
+        place = next((place for place, free in enumerate(room) if free >= sizes[index]), len(packs))
+        if place == len(packs):
+            packs.append([])
+            room.append(budget)
+        packs[place].append(index)
+        room[place] -= sizes[index]
+    return packs
+
+
+def _levelled(order: list[int], sizes: list[int], count: int) -> list[list[int]]:
+    packs: list[list[int]] = [[] for _ in range(count)]
+    load = [0] * count
+    for index in order:
+        place = load.index(min(load))
+        packs[place].append(index)
+        load[place] += sizes[index]
+    return packs

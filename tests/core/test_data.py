@@ -1,0 +1,74 @@
+"""Encoding is counted, held-out rows are kept apart, batches are a function of seed and epoch."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import pytest
+from helpers import tiny_tokenizer
+
+from luthier import Codec, DataError, DataSource, Row
+from luthier.data import Encoded, Sampler, encode
+from luthier_plugins.objectives.sft import SFT
+
+
+@dataclass(frozen=True)
+class Listed(DataSource):
+    """Rows from a list."""
+
+    pairs: list[tuple[str, str]] = field(default_factory=list)
+
+    def rows(self) -> Iterator[Row]:
+        for index, (prompt, completion) in enumerate(self.pairs):
+            yield Row({"prompt": prompt, "completion": completion}, f"rows[{index}]")
+
+
+def encoded(*pairs: tuple[str, str], max_length: int = 64) -> Encoded:
+    return encode(Listed(list(pairs)), SFT(), Codec(tiny_tokenizer()), max_length)
+
+
+def test_rows_too_long_are_dropped_counted_and_shown():
+    # users.md row 8: the completion vanishes without a word.
+    data = encoded(("a", "b"), ("a" * 100, "b"), ("c", "d"), max_length=20)
+    assert [row.origin for row in data.rows] == ["rows[0]", "rows[2]"]
+    assert dict(data.dropped) == {"longer than 20 tokens": 1}
+    assert "dropped: 1 longer than 20 tokens" in data.summary()
+
+
+def test_no_usable_row_is_an_error_that_says_why():
+    with pytest.raises(DataError, match=r"no usable row \(2 longer than 3 tokens\)"):
+        encoded(("abc", "defg"), ("abcd", "efg"), max_length=3)
+    with pytest.raises(DataError, match="it is empty"):
+        encoded()
+
+
+def test_held_out_prompts_are_not_trained_on():
+    data = encoded(("a", "b"), ("c", "d"), ("e", "f"))
+    kept = data.without(encoded(("c", "other")))
+    assert [row.fields["prompt"] for row in kept.rows] == ["a", "e"]
+    assert kept.dropped["also in eval_data"] == 1
+    assert "dropped" not in data.without(encoded(("z", "z"))).summary()
+
+
+def test_a_row_of_another_shape_is_named():
+    class Odd(Listed):
+        def rows(self) -> Iterator[Row]:
+            yield Row({"question": "a"}, "rows.jsonl:7")
+
+    with pytest.raises(DataError, match=r"rows.jsonl:7: has question; sft expects 'prompt' and 'completion'"):
+        encode(Odd(), SFT(), Codec(tiny_tokenizer()), 64)
+
+
+def test_every_example_comes_once_an_epoch_in_a_new_order():
+    sampler = Sampler(size=10, batch_size=4, shuffle=True, seed=1)
+    assert sampler.steps_per_epoch == 3
+    batches = [list(batch) for batch in sampler.batches(6)]
+    assert [len(batch) for batch in batches] == [4, 4, 2, 4, 4, 2]
+    first, second = sum(batches[:3], []), sum(batches[3:], [])
+    assert sorted(first) == sorted(second) == list(range(10))
+    assert first != second
+    assert batches == [list(batch) for batch in sampler.batches(6)]
+    assert first != sum(map(list, Sampler(10, 4, True, 2).batches(3)), [])
+
+
+def test_without_shuffling_the_order_is_the_datas():
+    assert [list(b) for b in Sampler(5, 2, False, 0).batches(4)] == [[0, 1], [2, 3], [4], [0, 1]]

@@ -1,0 +1,140 @@
+"""The loop: exact normalisation whatever the packing, clipping, schedules, and what it reports."""
+
+import copy
+import math
+
+import pytest
+import torch
+from helpers import tiny_llama
+
+from luthier import Branch, LuthierError, Policy, Tree
+from luthier.data import Sampler
+from luthier.engine import Meter, Plan, accumulate, normalise, run
+from luthier.schedule import schedule, warmup_steps
+from luthier.settings import ScheduleConfig
+from luthier_plugins.objectives.sft import SFT
+from luthier_plugins.optimisers.adamw import AdamW
+
+
+def some_trees(count: int, seed: int = 0) -> list[Tree]:
+    """Examples of very different lengths, as in real data."""
+    g = torch.Generator().manual_seed(seed)
+
+    def ids(low: int, high: int) -> tuple[int, ...]:
+        size = int(torch.randint(low, high, (1,), generator=g))
+        return tuple(torch.randint(1, 90, (size,), generator=g).tolist())
+
+    return [Tree(ids(1, 60), (Branch(ids(1, 30)),)) for _ in range(count)]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_llama()
+
+
+def gradients(model, trees, pack_tokens):
+    model = copy.deepcopy(model)
+    policy = Policy(model)
+    weight, tokens = accumulate(policy, SFT(), trees, pack_tokens, Meter())
+    assert tokens == sum(tree.tokens for tree in trees)
+    norm = normalise(list(model.parameters()), weight, None)
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}, float(norm)
+
+
+def test_a_steps_gradient_is_the_mean_over_its_supervised_tokens(model):
+    # users.md rows 1 and 2: losses averaged per micro-batch weigh short examples too much.
+    trees = some_trees(6)
+    plain = copy.deepcopy(model)
+    total, count = torch.zeros(()), 0
+    for tree in trees:
+        ids = torch.tensor([tree.prompt + tree.branches[0].ids])
+        logprobs = plain(ids).logits.log_softmax(-1)
+        start = len(tree.prompt)
+        for place in range(start, ids.shape[1]):
+            total = total - logprobs[0, place - 1, ids[0, place]]
+            count += 1
+    (total / count).backward()
+    found, _ = gradients(model, trees, pack_tokens=100)
+    for name, parameter in plain.named_parameters():
+        torch.testing.assert_close(found[name], parameter.grad, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_gradients_do_not_depend_on_pack_tokens(model):
+    trees = some_trees(16)
+    small, norm_small = gradients(model, trees, 256)
+    large, norm_large = gradients(model, trees, 2048)
+    assert math.isclose(norm_small, norm_large, rel_tol=1e-5)
+    for name in large:
+        assert (small[name] - large[name]).norm() <= 1e-5 * large[name].norm(), name
+
+
+def train(model, trees, pack_tokens, steps=20, clip_norm=1.0, log_every=1, lr=1e-2):
+    model = copy.deepcopy(model)
+    optimiser = AdamW(lr=lr).build(list(model.named_parameters()))
+    lr_schedule = schedule(ScheduleConfig("cosine", 0.1), optimiser, steps)
+    reports = []
+    plan = Plan(steps, pack_tokens, clip_norm, log_every)
+    sampler = Sampler(len(trees), 8, True, 0)
+    run(Policy(model), SFT(), trees, sampler, optimiser, lr_schedule, plan, reports.append, lambda step: None)
+    return model, reports
+
+
+def test_losses_do_not_depend_on_pack_tokens(model):
+    trees = some_trees(40)
+    small, large = (train(model, trees, tokens)[1] for tokens in (256, 2048))
+    assert len(small) == 20
+    for a, b in zip(small, large, strict=True):
+        assert math.isclose(a.loss, b.loss, rel_tol=1e-4)
+    assert small[-1].loss < small[0].loss
+
+
+def test_logging_points_average_over_the_steps_between_them(model):
+    trees = some_trees(40)
+    _, every = train(model, trees, 512, steps=6, log_every=1)
+    _, third = train(model, trees, 512, steps=6, log_every=3)
+    assert [report.step for report in third] == [1, 3, 6]
+    weights = [sum(trees[i].scored_tokens for i in batch) for batch in Sampler(40, 8, True, 0).batches(6)]
+    window = sum(r.loss * w for r, w in zip(every[3:], weights[3:], strict=True)) / sum(weights[3:])
+    assert math.isclose(third[-1].loss, window, rel_tol=1e-5)
+    assert third[-1].tokens == sum(trees[i].tokens for b in Sampler(40, 8, True, 0).batches(6) for i in b)
+    assert third[-1].epoch == 6 / 5
+
+
+def test_clipping_bounds_the_gradient_and_reports_the_norm_before():
+    weight = torch.nn.Parameter(torch.zeros(3))
+    weight.grad = torch.tensor([6.0, 0.0, 8.0])
+    assert float(normalise([weight], 2.0, 1.0)) == pytest.approx(5.0)
+    torch.testing.assert_close(weight.grad, torch.tensor([0.6, 0.0, 0.8]), rtol=1e-5, atol=0)
+
+
+def test_a_loss_that_is_not_a_number_stops_the_run(model):
+    broken = copy.deepcopy(model)
+    with torch.no_grad():
+        next(iter(broken.parameters())).fill_(math.nan)
+    with pytest.raises(LuthierError, match=r"step 1: loss nan.*lower optimiser.lr"):
+        train(broken, some_trees(8), 512, steps=2)
+
+
+def test_the_schedule_warms_up_and_is_transformers_own():
+    optimiser = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    lr_schedule = schedule(ScheduleConfig("linear", 0.5), optimiser, 8)
+    rates = []
+    for _ in range(8):
+        rates.append(lr_schedule.get_last_lr()[0])
+        optimiser.step()
+        lr_schedule.step()
+    assert rates == [0.0, 0.25, 0.5, 0.75, 1.0, 0.75, 0.5, 0.25]
+    assert warmup_steps(ScheduleConfig("linear", 3), 8) == 3
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (ScheduleConfig("cosin"), r"schedule.name: unknown schedule 'cosin': did you mean 'cosine'"),
+        (ScheduleConfig("linear", -1), r"schedule.warmup: -1 is negative"),
+    ],
+)
+def test_an_unknown_schedule_is_told(settings, told):
+    optimiser = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    with pytest.raises(LuthierError, match=told):
+        schedule(settings, optimiser, 8)

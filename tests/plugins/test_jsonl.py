@@ -1,0 +1,41 @@
+"""JSON Lines: rows with their line, and what is wrong with a file."""
+
+import pytest
+
+from luthier import ConfigError, DataError, Row
+from luthier_plugins.data_sources.jsonl import JsonLines
+
+
+def test_rows_carry_file_and_line(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"prompt": "a"}\n\n{"prompt": "ü"}\n{"prompt": "c"}\n', encoding="utf-8")
+    rows = list(JsonLines(str(file), limit=2).rows())
+    assert [(row.fields["prompt"], row.origin) for row in rows] == [("a", f"{file}:1"), ("ü", f"{file}:3")]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ('{"a": 1}\n{"a": \n', r"rows.jsonl:2: not JSON: .* at column"),
+        ("[1, 2]\n", r"rows.jsonl:1: expected a JSON object, got list"),
+        ("", r"rows.jsonl: the file is empty"),
+    ],
+)
+def test_a_broken_file_is_named_by_line(tmp_path, text, told):
+    (tmp_path / "rows.jsonl").write_text(text)
+    with pytest.raises(DataError, match=told):
+        list(JsonLines(str(tmp_path / "rows.jsonl")).rows())
+
+
+def test_a_missing_file_is_named():
+    with pytest.raises(ConfigError, match=r"path=nowhere.jsonl: there is no such file"):
+        list(JsonLines("nowhere.jsonl").rows())
+
+
+def test_an_answer_is_compared_up_to_white_space_at_the_ends():
+    source = JsonLines("x")
+    row = Row({"prompt": "p", "completion": " 12\n"}, "x:1")
+    assert source.verify(row, "12 ") == 1.0
+    assert source.verify(row, "1 2") == 0.0
+    assert source.verify(Row({"completion": "no", "answer": "yes"}, "x:1"), "yes") == 1.0
+    assert source.verify(Row({"messages": []}, "x:1"), "yes") is None

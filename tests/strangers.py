@@ -1,0 +1,53 @@
+"""Third-party distributions made on the spot: metadata and modules in a folder put on ``sys.path``."""
+
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+
+class Strangers:
+    """Installs throw-away distributions for one test."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder = folder
+        self.monkeypatch = monkeypatch
+        monkeypatch.syspath_prepend(str(folder))
+
+    def install(
+        self, name: str, entries: dict[str, str], modules: dict[str, str], requires: str = "", version: str = "0.2"
+    ) -> None:
+        """Install `name`: `entries` maps entry points to modules, `modules` maps files to their source."""
+        info = self.folder / f"{name.replace('-', '_')}-{version}.dist-info"
+        info.mkdir()
+        need = f"Requires-Dist: {requires}\n" if requires else ""
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{need}")
+        lines = "".join(f"{entry} = {module}\n" for entry, module in entries.items())
+        (info / "entry_points.txt").write_text(f"[luthier]\n{lines}")
+        for file, text in modules.items():
+            path = self.folder / file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(textwrap.dedent(text))
+            module = file.removesuffix(".py").replace("/", ".").removesuffix(".__init__")
+            self.monkeypatch.delitem(sys.modules, module, raising=False)
+
+
+OPTIMISER = """
+    from dataclasses import dataclass
+    import torch
+    from luthier import Optimiser, hookimpl, option
+
+    @dataclass(frozen=True)
+    class Sgd(Optimiser):
+        '''Plain gradient descent.'''
+        lr: float = option(0.1, "Step size.")
+        def build(self, parameters):
+            return torch.optim.SGD([p for _, p in parameters], lr=self.lr)
+        def state_bytes_per_parameter(self):
+            return 0.0
+
+    @hookimpl
+    def register_optimisers(register):
+        register("NAME", Sgd)
+"""
