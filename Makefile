@@ -12,7 +12,7 @@ demo: $(VENV)/demo.done
 	$(BIN)/luthier train recipe=quickstart
 
 test: $(VENV)/dev.done
-	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
+	$(BIN)/python -m pytest -n 2 --cov --cov-report=term:skip-covered
 
 lint: $(VENV)/dev.done
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
@@ -20,7 +20,7 @@ lint: $(VENV)/dev.done
 	$(BIN)/lint-imports
 
 bench: $(VENV)/bench.done
-	$(BIN)/python bench/sft.py
+	$(BIN)/python -m bench.sft
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

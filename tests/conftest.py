@@ -1,13 +1,15 @@
 """Fixtures shared by all tests."""
 
+import os
+
+# Toy models gain nothing from threads, and two test processes with two threads each fight over two cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+# There is no model hub in a test, and asking for one takes half a minute to fail.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
 import pytest
-import torch
+
 from strangers import Strangers
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _two_threads():
-    torch.set_num_threads(2)
 
 
 @pytest.fixture

@@ -16,7 +16,12 @@ class Strangers:
         monkeypatch.syspath_prepend(str(folder))
 
     def install(
-        self, name: str, entries: dict[str, str], modules: dict[str, str], requires: str = "", version: str = "0.2"
+        self,
+        name: str,
+        entries: dict[str, str],
+        modules: dict[str, str],
+        requires: str = "",
+        version: str = "0.2",
     ) -> None:
         """Install `name`: `entries` maps entry points to modules, `modules` maps files to their source."""
         info = self.folder / f"{name.replace('-', '_')}-{version}.dist-info"

@@ -20,7 +20,11 @@ def code_lines(path: Path) -> int:
     text = path.read_text(encoding="utf-8")
     described = set()
     for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+        if (
+            isinstance(node, ast.Expr)
+            and isinstance(node.value, ast.Constant)
+            and isinstance(node.value.value, str)
+        ):
             described.update(range(node.lineno, (node.end_lineno or node.lineno) + 1))
     return sum(
         bool(line.strip()) and not line.strip().startswith("#") and number not in described
@@ -38,7 +42,11 @@ def body_lines(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
     """Lines of a function without its docstring."""
     size = (node.end_lineno or node.lineno) - node.lineno + 1
     first = node.body[0]
-    if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
+    if (
+        isinstance(first, ast.Expr)
+        and isinstance(first.value, ast.Constant)
+        and isinstance(first.value.value, str)
+    ):
         size -= (first.end_lineno or first.lineno) - first.lineno + 1
     return size
 
@@ -70,11 +78,11 @@ def test_there_is_as_much_test_as_code():
 def test_public_names_are_described_and_typed(path):
     tree = ast.parse(path.read_text(encoding="utf-8"))
     assert ast.get_docstring(tree), "the module has no docstring"
+    hidden = list(_hidden(tree))
     for node in ast.walk(tree):
         if not isinstance(node, ast.FunctionDef | ast.ClassDef) or node.name.startswith("_"):
             continue
-        nested = isinstance(node, ast.FunctionDef) and node in list(_nested(tree))
-        assert nested or ast.get_docstring(node), f"{node.name} has no docstring"
+        assert node in hidden or ast.get_docstring(node), f"{node.name} has no docstring"
         if isinstance(node, ast.FunctionDef):
             arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
             bare = [a.arg for a in arguments if a.annotation is None and a.arg not in ("self", "cls")]
@@ -82,9 +90,12 @@ def test_public_names_are_described_and_typed(path):
             assert node.returns is not None, f"{node.name} has no return type"
 
 
-def _nested(tree: ast.Module):
+def _hidden(tree: ast.Module):
+    """What stands in a function or in a private class."""
     for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef):
+        if isinstance(node, ast.FunctionDef) or (
+            isinstance(node, ast.ClassDef) and node.name.startswith("_")
+        ):
             yield from (inner for inner in ast.walk(node) if inner is not node)
 
 

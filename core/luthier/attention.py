@@ -131,11 +131,11 @@ def _block_mask(spans: TreeSpans, window: int | None, device: torch.device) -> A
     return spans.cache[cached]
 
 
-def _visible(table: torch.Tensor, window: int | None) -> Callable[..., torch.Tensor]:
+def _visible(table: torch.Tensor, window: int | None) -> Callable[..., Any]:
     """Return flex attention's mask function: whether token q sees token k."""
     segment, parent, prompt, place = table
 
-    def visible(batch: Any, head: Any, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+    def visible(batch: Any, head: Any, q: torch.Tensor, k: torch.Tensor) -> Any:
         own = (segment[q] == segment[k]) & (q >= k)
         seen = own | ((parent[q] == segment[k]) & (place[k] < prompt[q]))
         return seen if window is None else seen & (place[q] - place[k] < window)

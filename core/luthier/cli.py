@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Any
 
 from luthier.errors import LuthierError, unknown
-
-if TYPE_CHECKING:
-    from omegaconf import DictConfig
 
 USAGE = """\
 Luthier fine-tunes and aligns language models; every method is a plugin.
@@ -85,6 +83,7 @@ def _plugins(arguments: list[str]) -> int:
 
 
 def _hydra(verb: str, overrides: list[str]) -> int:
+    quieten()
     # Importing torch takes a second or two, so the verbs that need it import it here.
     from luthier.launch import launch
     from luthier.usage import show_usage
@@ -94,12 +93,22 @@ def _hydra(verb: str, overrides: list[str]) -> int:
     return launch(verb, overrides)
 
 
-def run_job(verb: str, config: DictConfig) -> int:
-    """Run one composed job, with errors reported as `main` does."""
-    from luthier import training
+def run_job(verb: str, plain: dict[str, Any]) -> None:
+    """Run one composed job of a multirun in this process, which is its own, and exit as `main` does."""
+    quieten()
+    from omegaconf import OmegaConf
+
+    from luthier import config, training
+
+    config.prepare()
 
     def job() -> int:
-        getattr(training, verb)(config)
+        getattr(training, verb)(OmegaConf.create(plain))
         return 0
 
-    return report(job)
+    sys.exit(report(job))
+
+
+def quieten() -> None:
+    """Keep one library from warning, whenever it is imported, of a kernel that nothing asked for."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

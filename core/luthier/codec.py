@@ -106,7 +106,8 @@ class Codec:
         marked = list(self.tokenizer(text)["input_ids"])
         plain = self._plain(text)
         added = len(marked) - len(plain)
-        starts = next((n for n in range(added + 1) if marked[n : n + len(plain)] == plain), 0)
+        # From the far end, so that of an empty text everything that starts it is kept.
+        starts = next((n for n in range(added, -1, -1) if marked[n : n + len(plain)] == plain), 0)
         return marked[: starts + len(plain)]
 
     def _split(self, ids: list[int]) -> tuple[list[int], list[int]]:

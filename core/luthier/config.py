@@ -94,8 +94,12 @@ def selected(config: DictConfig) -> Iterator[tuple[Kind, str, DictConfig]]:
             yield from ((kind, f"{kind.group}s.{name}", child) for name, child in nodes.items())
             continue
         for key in (kind.group, f"eval_{kind.group}"):
-            if isinstance(config.get(key), DictConfig):
-                yield kind, key, config[key]
+            node = config.get(key)
+            if isinstance(node, DictConfig):
+                yield kind, key, node
+            elif node is not None:
+                # Hydra takes `quantiser=x` for a plain value where no method of the kind is installed.
+                catalogue().find(kind.name, str(node))
 
 
 def validate(verb: str, config: DictConfig) -> None:

@@ -3,6 +3,8 @@
 import re
 from collections.abc import Mapping, Sequence
 
+from hydra.errors import OverrideParseException
+
 from luthier.errors import ConfigError, LuthierError, PluginError, nearest
 
 UNKNOWN_KEY = re.compile(r"Could not override '([^']+)'")
@@ -22,6 +24,8 @@ def explain(error: Exception, known: Sequence[str], broken: Mapping[str, str]) -
         broken: Entry points that did not load, with the reason.
     """
     text = str(error)
+    if isinstance(error, OverrideParseException):
+        return ConfigError(f"'{error.override}' is no override: {_first_line(error)}")
     if match := UNKNOWN_CHOICE.search(text):
         return _unknown_choice(match[1], match[2], AVAILABLE.findall(match[3]), broken)
     if match := MANDATORY.search(text):

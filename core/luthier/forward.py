@@ -52,29 +52,8 @@ class TreeForward:
         return self.head.logprobs(self.hidden(pack, pack.positions), pack.targets)
 
 
-class PaddedForward:
+class _Padded:
     """Every path from a root to a leaf is a padded row of a batch; prompts are repeated for each child."""
-
-    def __init__(self, model: PreTrainedModel, head: Head) -> None:
-        self.model, self.head = model, head
-
-    def attach(self) -> None:
-        """Switch to the model's own attention."""
-        use_native(self.model)
-
-    def hidden(self, pack: Pack, positions: torch.Tensor) -> torch.Tensor:
-        """See `Forward.hidden`."""
-        ids, mask, places = _rows(pack)
-        out = self.model.get_decoder()(input_ids=ids, attention_mask=mask, use_cache=False)
-        return out.last_hidden_state.flatten(0, 1).index_select(0, places[positions])  # type: ignore[no-any-return]
-
-    def logprobs(self, pack: Pack) -> torch.Tensor:
-        """See `Forward.logprobs`."""
-        return self.head.logprobs(self.hidden(pack, pack.positions), pack.targets)
-
-
-class PaddedLogits:
-    """Padded rows through the model's own head, for heads that are not one linear map."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
@@ -88,6 +67,22 @@ class PaddedLogits:
         ids, mask, places = _rows(pack)
         out = self.model.get_decoder()(input_ids=ids, attention_mask=mask, use_cache=False)
         return out.last_hidden_state.flatten(0, 1).index_select(0, places[positions])  # type: ignore[no-any-return]
+
+
+class PaddedForward(_Padded):
+    """Padded rows, and the head at the scored positions only."""
+
+    def __init__(self, model: PreTrainedModel, head: Head) -> None:
+        super().__init__(model)
+        self.head = head
+
+    def logprobs(self, pack: Pack) -> torch.Tensor:
+        """See `Forward.logprobs`."""
+        return self.head.logprobs(self.hidden(pack, pack.positions), pack.targets)
+
+
+class PaddedLogits(_Padded):
+    """Padded rows through the model's own head, for heads that are not one linear map."""
 
     def logprobs(self, pack: Pack) -> torch.Tensor:
         """See `Forward.logprobs`."""

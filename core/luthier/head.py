@@ -1,4 +1,4 @@
-"""The output head over the scored positions only, in chunks: log-probabilities without (N, vocabulary) logits.
+"""The output head over the scored positions only, in chunks: log-probabilities, never (N, V) logits.
 
 The gradient that reaches a token's log-probability is one number, so the forward pass, which has the
 probabilities at hand, already makes each row's gradient up to that number: backward only scales rows.
@@ -72,10 +72,11 @@ class Head:
     def logprobs(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Return (N,) log-probabilities of `targets` (N,) after `hidden` (N, d); heeds autocast."""
         device = hidden.device.type
-        weight, bias = self.linear.weight, self.linear.bias
-        low = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
-        bias = None if bias is None else bias.to(low)
-        return token_logprobs(hidden.to(low), weight.to(low), bias, targets, self.softcap, self.scale)
+        autocast = torch.is_autocast_enabled(device)
+        low = torch.get_autocast_dtype(device) if autocast else self.linear.weight.dtype
+        bias = None if self.linear.bias is None else self.linear.bias.to(low)
+        weight = self.linear.weight.to(low)
+        return token_logprobs(hidden.to(low), weight, bias, targets, self.softcap, self.scale)
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ class _TokenLogprobs(torch.autograd.Function):
         return values
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         hidden, weight, bias, targets, unit = ctx.saved_tensors
         grad_hidden = (unit * grad[:, None]).to(hidden.dtype) if ctx.needs_input_grad[0] else None
@@ -159,18 +160,18 @@ class _Blocks:
         return [slice(start, min(start + step, count)) for start in range(0, count, step)]
 
     def probabilities(self, rows: slice, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return probabilities (n, V) and target logits (n, 1), and write log-probabilities to `values` (n,)."""
+        """Return probabilities (n, V) and target logits (n, 1); log-probabilities go to `values` (n,)."""
         count = rows.stop - rows.start
         logits, weights, targets = self.logits[:count], self.weights[:count], self.targets[rows, None]
         self._fill(rows, logits)
         target = logits.gather(1, targets)
         torch.softmax(logits, dim=-1, out=weights)
-        # log(sum(exp)) from the largest entries: two light passes, and as exact, since that share is at least 1/V.
+        # log(sum(exp)) from the largest entries, two light passes; exact, as that share is at least 1/V.
         values.copy_((target - logits.amax(1, keepdim=True) + weights.amax(1, keepdim=True).log())[:, 0])
         return weights, target
 
     def slope_(self, weights: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """Multiply `weights` in place by the softcap's slope at every logit; return that at the targets (n,)."""
+        """Multiply `weights` in place by the softcap's slope at each logit; return the targets' (n,)."""
         if self.terms.softcap is None:
             return torch.ones_like(target[:, 0])
         ratio = self.logits[: len(weights)].div_(self.terms.softcap)

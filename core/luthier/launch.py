@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from luthier import cli, config
+from luthier.errors import LuthierError
 from luthier.explain import explain
 from luthier.listing import show_runs
 
@@ -41,8 +42,10 @@ def launch(verb: str, overrides: list[str]) -> int:
         raise explain(error, config.known_keys(verb), config.broken_methods()) from error
     finally:
         sys.argv = before
+    if jobs.error:
+        raise jobs.error
     if len(jobs.folders) > 1:
-        show_runs(jobs.folders)
+        show_runs(jobs.told_apart())
     return 1 if jobs.failed else 0
 
 
@@ -51,8 +54,9 @@ class _Jobs:
 
     def __init__(self, verb: str) -> None:
         self.verb = verb
-        self.folders: list[tuple[str, Path]] = []
+        self.folders: list[tuple[list[str], Path]] = []
         self.failed: list[Path] = []
+        self.error: LuthierError | None = None
 
     def __call__(self, composed: DictConfig) -> None:
         settings = HydraConfig.get()
@@ -60,23 +64,33 @@ class _Jobs:
         config.validate(self.verb, composed)
         composed.run_dir = str(folder)
         if settings.mode != RunMode.MULTIRUN:
-            from luthier import training
-
-            getattr(training, self.verb)(composed)
+            self._here(composed)
             return
-        self.folders.append((settings.job.override_dirname.replace(",", " "), folder))
+        self.folders.append((list(settings.overrides.task), folder))
         if self._in_own_process(composed) != 0:
             self.failed.append(folder)
+
+    def told_apart(self) -> list[tuple[str, Path]]:
+        """Return, for every job, the overrides that not all jobs share, and its folder."""
+        shared = set.intersection(*(set(overrides) for overrides, _ in self.folders))
+        return [
+            (" ".join(one for one in overrides if one not in shared), folder)
+            for overrides, folder in self.folders
+        ]
+
+    def _here(self, composed: DictConfig) -> None:
+        """Run the only job in this process; Hydra would print its own lines about an error, so it is kept."""
+        from luthier import training
+
+        try:
+            getattr(training, self.verb)(composed)
+        except LuthierError as error:
+            self.error = error
 
     def _in_own_process(self, composed: DictConfig) -> int | None:
         """Run a job in a process of its own: nothing of it — memory, seeds, hooks — reaches the next one."""
         plain: Any = OmegaConf.to_container(composed, resolve=True)
-        process = multiprocessing.get_context("spawn").Process(target=_job, args=(self.verb, plain))
+        process = multiprocessing.get_context("spawn").Process(target=cli.run_job, args=(self.verb, plain))
         process.start()
         process.join()
         return process.exitcode
-
-
-def _job(verb: str, plain: dict[str, Any]) -> None:
-    config.prepare()
-    sys.exit(cli.run_job(verb, OmegaConf.create(plain)))

@@ -55,24 +55,26 @@ def show_runs(runs: list[tuple[str, Path]]) -> None:
     Args:
         runs: The overrides that tell a run from the others, and its folder.
     """
-    table = _table("run", "loss", "held-out loss", "accuracy", "tok/s", "peak MB", "folder")
+    table = _table("", "run", "loss", "held-out loss", "right", "tok/s", "peak MB")
     for overrides, folder in runs:
         path = folder / "summary.json"
         if not path.exists():
-            table.add_row(overrides, "[red]failed[/]", "", "", "", "", _relative(folder))
+            table.add_row(folder.name, overrides, "[red]failed[/]")
             continue
         summary = json.loads(path.read_text(encoding="utf-8"))
         after = summary.get("after") or {}
         table.add_row(
+            folder.name,
             overrides,
             _number(summary.get("last_loss", summary.get("loss"))),
             _number(after.get("loss")),
             _number(after.get("accuracy", summary.get("accuracy")), ".0%"),
             _number(summary.get("tokens_per_second"), ",.0f"),
             _number(summary.get("peak_memory_mb"), ",.0f"),
-            _relative(folder),
         )
-    Console().print(table)
+    console = Console()
+    console.print(f"\n[bold]{len(runs)} runs[/] in {_relative(runs[0][1].parent)}", highlight=False)
+    console.print(table)
 
 
 def _number(value: float | None, form: str = ".4f") -> str:

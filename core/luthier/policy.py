@@ -41,7 +41,7 @@ class Logprobs:
         """Return (C,), the log-probability of each child; 0 where nothing is scored."""
         if len(self.offsets) == 1:
             return self.values
-        return torch.stack([part.sum() for part in self.values.split(self.lengths)])
+        return torch.stack([part.sum() for part in torch.split(self.values, list(self.lengths))])
 
     def means(self) -> torch.Tensor:
         """Return (C,), each child's mean over its scored tokens; 0 where nothing is scored."""
@@ -81,7 +81,7 @@ class Policy:
             return Logprobs(self._forward.logprobs(pack), pack.offsets)
 
     def hidden(self, pack: Pack, positions: torch.Tensor) -> torch.Tensor:
-        """Return (n, d), the last hidden states at `positions` (n,), places in the pack's row; differentiable."""
+        """Return (n, d), the last hidden states at `positions` (n,) of the pack's row; differentiable."""
         with self.autocast():
             return self._forward.hidden(pack, positions)
 
@@ -95,7 +95,7 @@ class Policy:
             self._forward.attach()
 
     def check(self) -> None:
-        """Compare log-probabilities with plain forwards on a few tokens; choose padded batches where they differ.
+        """Compare with plain forwards on a few tokens; choose padded batches where values differ.
 
         A model that cannot take token trees is reported to the logger `luthier` with the reason and the cost.
 
@@ -118,8 +118,8 @@ class Policy:
         self._forward = forward
         if faults:
             log.warning(
-                "%s cannot run token trees (%s): it runs on padded batches, which compute each prompt once for "
-                "every completion and spend time and memory on padding%s",
+                "%s cannot run token trees (%s): it runs on padded batches, which compute a prompt again for "
+                "each completion and spend time and memory on padding%s",
                 type(self.model).__name__,
                 faults[0],
                 ", and on the logits of every token" if isinstance(forward, PaddedLogits) else "",

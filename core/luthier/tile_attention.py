@@ -1,8 +1,8 @@
 """Attention over the tiles of a pack, forward and backward, without ever holding a (T, T) block.
 
-On two CPU cores this is as fast in fp32 as torch's scaled_dot_product_attention and twice as fast in bf16, needs
-no copies for grouped heads, and writes every gradient once, where slices under autograd would each cost a row
-of zeros. Probabilities are computed again in the backward pass, so memory grows with T, not with its square.
+On two CPU cores this is as fast in fp32 as torch's scaled_dot_product_attention and twice as fast in bf16,
+needs no copies for grouped heads, and writes every gradient once, where slices under autograd would each cost
+a row of zeros. The backward pass computes probabilities again, so memory grows with T, not with its square.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from luthier.spans import Tile, TreeSpans
 
 @dataclass(frozen=True)
 class Terms:
-    """What a layer adds to plain attention: a factor, a window (in tokens), a softcap, a dropout probability."""
+    """What a layer adds to plain attention: factor, window (in tokens), softcap, dropout probability."""
 
     scale: float
     window: int | None = None
@@ -36,7 +36,7 @@ def tile_attention(
         terms: The layer's additions.
 
     Returns:
-        (T, H, E), contiguous, in the dtype of `query`; softmax in float32.
+        (T, H, E), contiguous, in the dtype of `query`; softmax in float32 at least.
     """
     attended: torch.Tensor = _TileAttention.apply(query, key, value, spans, terms)  # type: ignore[no-untyped-call]
     return attended
@@ -67,16 +67,16 @@ class _TileAttention(torch.autograd.Function):
         groups, tokens, width = key.shape
         grad_query = query.new_empty(tokens, query.shape[0], width)
         # A prompt's keys gather the gradients of all its children: float32 so that none is rounded away.
-        grad_key = key.new_zeros(groups, tokens, width, dtype=torch.float32)
-        grad_value = value.new_zeros(value.shape, dtype=torch.float32)
-        inner = (grad.float() * out).sum(-1).T
+        grad_key = key.new_zeros(groups, tokens, width, dtype=_wide(key))
+        grad_value = value.new_zeros(value.shape, dtype=_wide(value))
+        inner = (grad.to(_wide(grad)) * out).sum(-1).T
         for tile, keep in zip(ctx.spans.tiles(ctx.terms.window, query.device), ctx.keeps, strict=True):
             rows, keys, values = _rows(query, tile, groups), _gather(key, tile), _gather(value, tile)
             weights, slope = _weights(rows, keys, tile, ctx.terms)
             above = _rows(grad.transpose(0, 1), tile, groups)
             used = weights if keep is None else weights * keep
             _add(grad_value, tile, torch.bmm(used.to(value.dtype).transpose(1, 2), above))
-            scores = torch.bmm(above, values.transpose(1, 2)).float()
+            scores = torch.bmm(above, values.transpose(1, 2)).to(_wide(above))
             if keep is not None:
                 scores *= keep
             scores.sub_(inner[:, tile.rows].reshape(groups, -1, 1)).mul_(weights).mul_(ctx.terms.scale)
@@ -92,7 +92,8 @@ def _weights(
     rows: torch.Tensor, keys: torch.Tensor, tile: Tile, terms: Terms
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Return the probabilities (G, R, K) in float32 and the slope of the softcap where there is one."""
-    scores = torch.baddbmm(rows.new_empty(()), rows, keys.transpose(1, 2), beta=0, alpha=terms.scale).float()
+    scores = torch.baddbmm(rows.new_empty(()), rows, keys.transpose(1, 2), beta=0, alpha=terms.scale)
+    scores = scores.to(_wide(rows))
     slope = None
     if terms.softcap is not None:
         scores.div_(terms.softcap).tanh_()
@@ -103,6 +104,10 @@ def _weights(
         square = scores.view(scores.shape[0], -1, length, scores.shape[2])[..., scores.shape[2] - width :]
         square.masked_fill_(tile.hidden, float("-inf"))
     return torch.softmax(scores, dim=-1), slope
+
+
+def _wide(x: torch.Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
 
 
 def _keep(weights: torch.Tensor, dropout: float) -> torch.Tensor | None:

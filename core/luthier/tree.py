@@ -151,10 +151,9 @@ class Pack:
 
 
 def cut(trees: Sequence[Tree], pack_tokens: int) -> list[list[int]]:
-    """Partition the indices of `trees` into as few packs of at most `pack_tokens` tokens as greedy rules find.
+    """Partition the indices of `trees` into few packs of at most `pack_tokens` tokens, of about equal size.
 
-    The packs are of about equal size and depend on nothing but the arguments. A tree that is larger than
-    `pack_tokens` is a pack alone.
+    Greedy, and the same for the same arguments. A tree that is larger than `pack_tokens` is a pack alone.
     """
     sizes = [tree.tokens for tree in trees]
     order = sorted(range(len(sizes)), key=lambda index: -sizes[index])

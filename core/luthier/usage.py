@@ -58,7 +58,8 @@ def _presets(group: str) -> list[str]:
 
 
 def _options(cls: type[Any], prefix: str) -> Iterator[tuple[str, str]]:
-    for field in dataclasses.fields(cls):
+    # A group of options comes after the single ones.
+    for field in sorted(dataclasses.fields(cls), key=lambda field: "help" not in field.metadata):
         if text := field.metadata.get("help"):
             yield f"{prefix}{field.name}", f"{text} [dim]{_default(field)}[/]"
         elif dataclasses.is_dataclass(field.default_factory):

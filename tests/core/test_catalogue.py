@@ -4,11 +4,11 @@ import subprocess
 import sys
 
 import pytest
-from strangers import OPTIMISER
 
 from luthier.catalogue import Catalogue, catalogue, require
 from luthier.discovery import installed
 from luthier.errors import PluginError
+from strangers import OPTIMISER
 
 
 def load() -> Catalogue:
@@ -72,7 +72,10 @@ def test_replacing_a_built_in_means_blocking_it(strangers, monkeypatch):
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (("def register_optimisers", "def register_optimizers"), "unknown hook 'register_optimizers'.*did you mean"),
+        (
+            ("def register_optimisers", "def register_optimizers"),
+            "unknown hook 'register_optimizers'.*did you mean",
+        ),
         (("(register)", "(register=None)"), "must not give its arguments defaults"),
         (("frozen=True", "frozen=False"), "must be a frozen dataclass"),
         (('"NAME"', '"Bad-Name"'), "must match"),
@@ -109,7 +112,11 @@ def test_an_unknown_name_is_answered_with_the_nearest():
 
 @pytest.mark.parametrize(
     ("requirement", "told"),
-    [("luthier>=99", "is wanted, but luthier"), ("luthier-nowhere", "is not installed"), ("a b", "not a requir")],
+    [
+        ("luthier>=99", "is wanted, but luthier"),
+        ("luthier-nowhere", "is not installed"),
+        ("a b", "not a requir"),
+    ],
 )
 def test_required_plugins_are_checked(requirement, told):
     with pytest.raises(PluginError, match=told):

@@ -6,8 +6,8 @@ import subprocess
 import sys
 
 import pytest
-from helpers import tiny_llama, tiny_tokenizer
 
+from helpers import tiny_llama, tiny_tokenizer
 from luthier.cli import dispatch, report
 from luthier.errors import LuthierError
 
@@ -43,13 +43,19 @@ def test_a_multirun_leaves_a_folder_and_a_row_of_the_table_for_every_combination
     assert [path.parent.name for path in summaries] == ["0", "1", "2", "3"]
     trained = [json.loads(path.read_text())["trainable_parameters"] for path in summaries]
     assert trained[0] == trained[1] < trained[2] == trained[3]
-    for row in ("adapter=lora optimiser.lr=1e-4", "adapter=full optimiser.lr=3e-4"):
+    for row in ("adapter=lora optimiser.lr=0.0001", "adapter=full optimiser.lr=0.0003"):
         assert row in done.stdout
 
 
 def test_a_failed_job_does_not_stop_the_others_and_shows_in_the_table(folder):
     done = luthier(
-        folder, "train", "-m", *TINY, "max_steps=1", "data.path=nowhere.jsonl,rows.jsonl", "hydra.sweep.dir=half"
+        folder,
+        "train",
+        "-m",
+        *TINY,
+        "max_steps=1",
+        "data.path=nowhere.jsonl,rows.jsonl",
+        "hydra.sweep.dir=half",
     )
     assert done.returncode == 1
     assert "nowhere.jsonl: there is no such file" in done.stderr
@@ -88,7 +94,14 @@ def test_a_mistake_is_one_line_and_status_2(folder, arguments, told):
 def test_help_lists_groups_choices_and_options_with_their_defaults(folder, capsys):
     assert dispatch(["train", "adapter=lora", "--help"]) == 0
     text = capsys.readouterr().out
-    for shown in ("adapter", "full, lora", "jsonl, reasoning_gym", "pack_tokens", "adapter.rank", "quickstart"):
+    for shown in (
+        "adapter",
+        "full, lora",
+        "jsonl, reasoning_gym",
+        "pack_tokens",
+        "adapter.rank",
+        "quickstart",
+    ):
         assert shown in text
     assert dispatch(["--help"]) == 0
     assert "train" in capsys.readouterr().out

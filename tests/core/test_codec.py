@@ -1,8 +1,8 @@
 """Rendering and masks: what is supervised, and that training sees the ids inference sees."""
 
 import pytest
-from helpers import tiny_tokenizer
 
+from helpers import tiny_tokenizer
 from luthier import Codec, DataError
 
 CHAT = [
@@ -72,7 +72,9 @@ def test_a_template_that_rewrites_earlier_turns_is_an_error_that_names_the_turn(
         "{% for m in messages %}[{{ m.role }}{% if not loop.last %} (old){% endif %}] {{ m.content }}\n"
         "{% endfor %}{% if add_generation_prompt %}[assistant] {% endif %}"
     )
-    with pytest.raises(DataError, match=r"rows.jsonl:3: the chat template renders .* before turn 2 differently"):
+    with pytest.raises(
+        DataError, match=r"rows.jsonl:3: the chat template renders .* before turn 2 differently"
+    ):
         Codec(tokenizer).conversation(CHAT, "rows.jsonl:3")
 
 
@@ -92,5 +94,7 @@ def test_malformed_rows_are_named(codec, call, told):
 def test_messages_without_a_template_say_how_to_give_one():
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = None
-    with pytest.raises(DataError, match=r"f:1: messages need a chat template .* set model.chat_template=FILE"):
+    with pytest.raises(
+        DataError, match=r"f:1: messages need a chat template .* set model.chat_template=FILE"
+    ):
         Codec(tokenizer).conversation(CHAT, "f:1")

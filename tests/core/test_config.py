@@ -4,10 +4,10 @@ import subprocess
 import sys
 
 import pytest
-from strangers import OPTIMISER
 
 from luthier import compose
 from luthier.errors import ConfigError, LuthierError, PluginError
+from strangers import OPTIMISER
 
 DATA = ["data=jsonl", "data.path=x.jsonl", "model.path=m"]
 
@@ -37,7 +37,7 @@ def test_the_quickstart_recipe_sets_what_it_says():
         ("bach_size=4", r"unknown option 'bach_size': did you mean 'batch_size'\?"),
         ("adapter=lroa", r"unknown adapter 'lroa': did you mean 'lora'\? known: full, lora"),
         ("data=jsnl", r"unknown data 'jsnl': did you mean 'jsonl'"),
-        ("optimiser.lr=fast", r"optimiser.lr: .*'fast'"),
+        ("optimiser.lr=fast", r"optimiser.lr=fast: Value 'fast' .* could not be converted to Float"),
         ("+adapter.depth=4", r"nothing reads 'adapter.depth'"),
         ("+extra=1", r"nothing reads 'extra'"),
         ("batch_size", r"batch_size"),
@@ -51,7 +51,9 @@ def test_a_typo_is_one_line_with_the_nearest_name(override, told):
 
 
 def test_data_must_be_chosen():
-    with pytest.raises(ConfigError, match=r"'data' must be chosen, e.g. data=NAME; known: jsonl, reasoning_gym"):
+    with pytest.raises(
+        ConfigError, match=r"'data' must be chosen, e.g. data=NAME; known: jsonl, reasoning_gym"
+    ):
         compose("train", [])
 
 
@@ -109,7 +111,9 @@ def test_a_broken_plugin_stops_only_a_run_that_asks_for_it(strangers, composed):
 
 
 def test_partners_that_a_method_refuses_are_refused_with_its_advice(strangers, composed):
-    source = OPTIMISER.replace("lr: float", "refuses = {'adapter=lora': 'choose adapter=full'}\n        lr: float", 1)
+    source = OPTIMISER.replace(
+        "lr: float", "refuses = {'adapter=lora': 'choose adapter=full'}\n        lr: float", 1
+    )
     source = source.replace("from luthier import", "from typing import ClassVar\n    from luthier import")
     source = source.replace("refuses =", "refuses: ClassVar =").replace("NAME", "picky")
     strangers.install("picky", {"optimiser.picky": "picky_plugin"}, {"picky_plugin.py": source})

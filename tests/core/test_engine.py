@@ -5,8 +5,8 @@ import math
 
 import pytest
 import torch
-from helpers import tiny_llama
 
+from helpers import tiny_llama
 from luthier import Branch, LuthierError, Policy, Tree
 from luthier.data import Sampler
 from luthier.engine import Meter, Plan, accumulate, normalise, run

@@ -1,12 +1,13 @@
 """`train` and `evaluate` end to end on a tiny model, through the Python twins."""
 
+import itertools
 import json
 
 import pytest
 import torch
-from helpers import tiny_llama, tiny_tokenizer
 from transformers import AutoModelForCausalLM
 
+from helpers import tiny_llama, tiny_tokenizer
 from luthier import ConfigError, DataError, compose, evaluate, train
 
 
@@ -18,7 +19,7 @@ def folder(tmp_path_factory):
     tiny_llama(vocab_size=len(tokenizer)).save_pretrained(path / "base")
     tokenizer.save_pretrained(path / "base")
     letters = "abcdefghijklmnop"
-    rows = [{"prompt": f"{a} ->", "completion": f" {b}"} for a, b in zip(letters, letters[1:], strict=False)]
+    rows = [{"prompt": f"{a} ->", "completion": f" {b}"} for a, b in itertools.pairwise(letters)]
     (path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     held = [{"prompt": f"{a} -> ", "completion": f" {b}"} for a, b in zip("abc", "bcd", strict=True)]
     (path / "held.jsonl").write_text("".join(json.dumps(row) + "\n" for row in held))
@@ -35,7 +36,9 @@ def overrides(folder, run_dir, *more):
 @pytest.mark.parametrize("adapter", ["lora", "full"])
 def test_a_run_learns_saves_and_reads_back(folder, tmp_path, adapter):
     held_out = ["data@eval_data=jsonl", f"eval_data.path={folder}/held.jsonl", "evaluation.max_new_tokens=4"]
-    config = compose("train", overrides(folder, tmp_path / "run", f"adapter={adapter}", "epochs=10", *held_out))
+    config = compose(
+        "train", overrides(folder, tmp_path / "run", f"adapter={adapter}", "epochs=10", *held_out)
+    )
     result = train(config)
     assert result.steps == 20
     assert result.last_loss < 0.5 * result.first_loss
@@ -53,7 +56,8 @@ def test_a_run_learns_saves_and_reads_back(folder, tmp_path, adapter):
     assert (result.run_dir / "config.yaml").read_text().count("path: ") >= 2
 
     again = compose("evaluate", [
-        f"model.path={result.model_dir}", "model.dtype=float32", "data=jsonl", f"data.path={folder}/held.jsonl",
+        f"model.path={result.model_dir}", "model.dtype=float32", "data=jsonl",
+        f"data.path={folder}/held.jsonl",
         f"run_dir={tmp_path}/again", "evaluation.max_new_tokens=4",
     ])  # fmt: skip
     report = evaluate(again)
@@ -84,7 +88,10 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(folder, tm
 def test_gradient_checkpointing_changes_nothing_but_memory(folder, tmp_path):
     losses = [
         train(
-            compose("train", overrides(folder, tmp_path / str(flag), "max_steps=3", f"gradient_checkpointing={flag}"))
+            compose(
+                "train",
+                overrides(folder, tmp_path / str(flag), "max_steps=3", f"gradient_checkpointing={flag}"),
+            )
         ).last_loss
         for flag in (True, False)
     ]
@@ -101,7 +108,7 @@ def test_a_run_folder_is_never_overwritten(folder, tmp_path):
 @pytest.mark.parametrize(
     ("more", "error", "told"),
     [
-        (["data.path=nowhere.jsonl"], ConfigError, "jsonl.*nowhere.jsonl: there is no such file"),
+        (["data.path=nowhere.jsonl"], ConfigError, "path=nowhere.jsonl: there is no such file"),
         (["epochs=0"], ConfigError, "epochs=0.0 .* no step to train"),
         (["max_length=2"], DataError, r"no usable row \(15 longer than 2 tokens\)"),
         (["schedule.name=cosin"], ConfigError, "did you mean 'cosine'"),

@@ -1,0 +1,1 @@
+"""Side-by-side measurements against peers. Never imported by Luthier, never part of the tests."""

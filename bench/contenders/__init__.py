@@ -1,0 +1,1 @@
+"""Luthier itself, measured through its public Python interface only."""

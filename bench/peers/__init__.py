@@ -1,0 +1,1 @@
+"""What Luthier is compared with, each used as a competent user of it would."""

@@ -1,0 +1,98 @@
+"""Loading a model and its tokenizer, from wherever, onto one device in one dtype."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import MISSING
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from luthier.method import option
+from luthier.model_source import find_source
+from luthier.peft_folder import Readers, load_adapter, readers
+from luthier.precision import pick_device, pick_dtype, weights_and_autocast
+from luthier.pretrained import from_pretrained
+from luthier.saving import save_model, verify_saved
+from luthier.tokenizer import load_tokenizer
+
+__all__ = ["LoadedModel", "ModelConfig", "load_model", "save_model", "verify_saved"]
+
+
+@dataclass
+class ModelConfig:
+    """Which model, in which numbers, where."""
+
+    path: str | None = option(
+        MISSING, "Transformers folder, hub name, .gguf file, run folder, PEFT folder; null with gguf_package."
+    )
+    gguf_package: str | None = option(None, "An installed Python package that carries one GGUF file.")
+    adapter: str | None = option(None, "A PEFT folder or run folder whose adapter is loaded on the model.")
+    dtype: str = option("auto", "auto (bf16 where the device computes in it), float32, bfloat16 or float16.")
+    device: str = option("auto", "auto (CUDA if there is one), cpu, cuda, cuda:1 …")
+    revision: str | None = option(None, "Branch, tag or commit at the hub.")
+    chat_template: str | None = option(None, "A Jinja file that replaces the tokenizer's chat template.")
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model ready to use.
+
+    Attributes:
+        model: In eval mode, on `device`.
+        tokenizer: With a pad token.
+        dtype: What it computes in.
+        device: Where.
+        autocast_dtype: What to autocast to where fp32 weights compute in less; None: no autocast.
+        name: Folder or hub name of the base, which an adapter trained on it records.
+        adapter: The PEFT folder that was loaded on it, its weights frozen; None without one.
+    """
+
+    model: PreTrainedModel
+    tokenizer: Any
+    dtype: torch.dtype
+    device: torch.device
+    autocast_dtype: torch.dtype | None
+    name: str
+    adapter: Path | None = None
+
+
+def load_model(
+    config: ModelConfig,
+    *,
+    train_base: bool,
+    load_options: Callable[[Any], Mapping[str, Any]] | None = None,
+    adapters: Readers | None = None,
+) -> LoadedModel:
+    """Load what `config` names. Only safetensors are read, and no code that comes with a checkpoint runs.
+
+    Args:
+        config: A `ModelConfig`, or the composed node of one.
+        train_base: The base weights will train: kept in fp32, computing in the chosen dtype by autocast.
+        load_options: From the model's config to more arguments of ``from_pretrained`` (a quantiser's).
+        adapters: Adapter classes by PEFT kind, for an adapter folder; the registered ones by default.
+
+    Raises:
+        ConfigError: Options that contradict each other or this machine.
+        ModelError: A model that is not there or cannot be used; one line says what to do.
+    """
+    device = pick_device(config.device)
+    dtype = pick_dtype(config.dtype, device)
+    stored, autocast_dtype = weights_and_autocast(dtype, train_base)
+    source = find_source(config)
+    model_config = from_pretrained(AutoConfig, source.base, revision=config.revision)
+    tokenizer = load_tokenizer(source.base, config.revision, config.chat_template)
+    model = from_pretrained(
+        AutoModelForCausalLM,
+        source.base,
+        revision=config.revision,
+        dtype=stored,
+        use_safetensors=True,
+        device_map={"": device},
+        **(load_options(model_config) if load_options else {}),
+    )
+    model.config.pad_token_id = model.generation_config.pad_token_id = tokenizer.pad_token_id
+    if source.adapter is not None:
+        load_adapter(model, source.adapter, readers() if adapters is None else adapters, trainable=False)
+    return LoadedModel(model.eval(), tokenizer, dtype, device, autocast_dtype, source.base, source.adapter)

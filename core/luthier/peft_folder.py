@@ -1,0 +1,176 @@
+"""Adapters in PEFT's layout: ``adapter_config.json`` and ``adapter_model.safetensors``, both directions."""
+
+from __future__ import annotations
+
+import json
+from abc import abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from luthier.adapter import Adapter
+from luthier.catalogue import catalogue
+from luthier.errors import ConfigError, ModelError, unknown
+from luthier.folder import written_whole
+
+CONFIG, WEIGHTS, PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
+# Options that say nothing the tensors' names and shapes do not, or only how training began.
+_HARMLESS = frozenset(
+    {
+        "peft_type", "peft_version", "task_type", "base_model_name_or_path", "revision", "inference_mode",
+        "auto_mapping", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern",
+        "fan_in_fan_out", "megatron_core", "qalora_group_size", "eva_config", "loftq_config",
+    }
+)  # fmt: skip
+
+
+class PeftAdapter(Adapter):
+    """An adapter with a form in PEFT's layout.
+
+    Attributes:
+        peft_kind: PEFT's ``peft_type``, followed by ``+use_x`` for a flag that makes it another method:
+            ``LORA``, ``LORA+use_dora``.
+        peft_options: The options of ``adapter_config.json`` that `from_peft` understands.
+    """
+
+    peft_kind: ClassVar[str]
+    peft_options: ClassVar[frozenset[str]] = frozenset()
+
+    @classmethod
+    @abstractmethod
+    def from_peft(cls, config: Mapping[str, Any]) -> PeftAdapter:
+        """Return the adapter that `config` describes; its ``target_modules`` are full module names."""
+
+    @abstractmethod
+    def peft_config(self, model: nn.Module) -> dict[str, Any]:
+        """Return the options of ``adapter_config.json`` that this adapter sets, ``target_modules`` too."""
+
+    @abstractmethod
+    def state(self, model: nn.Module) -> dict[str, torch.Tensor]:
+        """Return the adapter's tensors by module name and PEFT's suffix (``….q_proj.lora_A.weight``)."""
+
+    @abstractmethod
+    def load_state(self, model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
+        """Copy what `state` returned into the attached adapter.
+
+        Raises:
+            ModelError: A tensor is missing, left over or of another shape.
+        """
+
+    def save(self, model: nn.Module, folder: Path, base: str) -> None:
+        """Write a PEFT folder that peft, transformers and vLLM load on `base`, and read it back.
+
+        Raises:
+            ModelError: What was read back differs.
+        """
+        kind, *flags = self.peft_kind.split("+")
+        config = {
+            "peft_type": kind,
+            "task_type": "CAUSAL_LM",
+            "base_model_name_or_path": base,
+            "revision": None,
+            "inference_mode": True,
+            "bias": "none",
+            "modules_to_save": None,
+            **dict.fromkeys(flags, True),
+            **self.peft_config(model),
+        }
+        tensors = {PREFIX + name: tensor.contiguous() for name, tensor in self.state(model).items()}
+        with written_whole(folder) as fresh:
+            (fresh / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+            save_file(tensors, fresh / WEIGHTS, metadata={"format": "pt"})
+            back = load_file(fresh / WEIGHTS)
+            if wrong := [name for name in tensors if not torch.equal(tensors[name].cpu(), back[name])]:
+                raise ModelError(f"{folder}: {wrong[0]} reads back differently")
+
+
+Readers = Mapping[str, type[PeftAdapter]]
+
+
+def readers() -> dict[str, type[PeftAdapter]]:
+    """Return the registered adapter classes that read PEFT folders, by PEFT kind."""
+    classes = [one.cls for one in catalogue().all() if one.kind == "adapter"]
+    return {cls.peft_kind: cls for cls in classes if issubclass(cls, PeftAdapter)}
+
+
+def load_adapter(model: nn.Module, folder: Path, adapters: Readers, trainable: bool) -> PeftAdapter:
+    """Attach the adapter saved in `folder` to `model`, and return it.
+
+    Which modules it changes follows from the tensors' names, so every way PEFT has of choosing targets is
+    understood.
+
+    Args:
+        model: The base model.
+        folder: What PEFT or Luthier saved.
+        adapters: Adapter classes by PEFT kind.
+        trainable: Whether the adapter's weights go on training.
+
+    Raises:
+        ModelError: The folder is incomplete or pickled, has options nobody here understands, or does not
+            fit the model.
+    """
+    config, tensors = _read(folder)
+    kind = _kind(config)
+    if kind not in adapters:
+        raise ModelError(f"{folder}: {unknown('PEFT kind', kind, adapters)}")
+    _refuse(folder, config, adapters[kind].peft_options)
+    targets = _modules(folder, model, tensors)
+    try:
+        adapter = adapters[kind].from_peft({**config, "target_modules": targets})
+        adapter.attach(model, torch.Generator())
+        adapter.load_state(model, tensors)
+    except (ConfigError, ModelError) as error:
+        raise ModelError(f"{folder}: {error}") from error
+    if not trainable:
+        model.requires_grad_(False)
+    return adapter
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    if not (folder / CONFIG).is_file():
+        raise ModelError(f"{folder} holds no {CONFIG}; expected a PEFT folder")
+    if not (folder / WEIGHTS).is_file():
+        pickled = (folder / "adapter_model.bin").is_file()
+        found = "only adapter_model.bin, which can run code when loaded" if pickled else "no weights"
+        raise ModelError(f"{folder} holds {found}; expected {WEIGHTS}: save it again with peft >= 0.10")
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        tensors = load_file(folder / WEIGHTS)
+    except (ValueError, SafetensorError) as error:
+        raise ModelError(f"{folder} is damaged: {error}") from error
+    return config, {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
+
+
+def _kind(config: Mapping[str, Any]) -> str:
+    flags = sorted(
+        key for key, value in config.items() if key.startswith("use_") and value and key != "use_rslora"
+    )
+    return "+".join([str(config.get("peft_type")), *flags])
+
+
+def _refuse(folder: Path, config: Mapping[str, Any], understood: frozenset[str]) -> None:
+    for key, value in config.items():
+        neutral = not value or (key, value) == ("bias", "none")
+        if not (neutral or key in _HARMLESS or key in understood or key.startswith("use_")):
+            raise ModelError(f"{folder}: {CONFIG} has {key}={value!r}, which Luthier does not support; "
+                             "train the adapter without it, or merge it into its base with peft")  # fmt: skip
+
+
+def _modules(folder: Path, model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> list[str]:
+    """Return the modules of `model` that `tensors` belong to: the longest part of each name that is one."""
+    known = {name for name, _ in model.named_modules() if name}
+    found = set()
+    for name in tensors:
+        parts = name.split(".")
+        prefixes = (".".join(parts[:end]) for end in range(len(parts) - 1, 0, -1))
+        module = next((prefix for prefix in prefixes if prefix in known), None)
+        if module is None:
+            raise ModelError(f"{folder}: '{name}' belongs to no module of {type(model).__name__}; "
+                             "was the adapter trained on another model?")  # fmt: skip
+        found.add(module)
+    return sorted(found)

@@ -1,0 +1,84 @@
+"""Which linear layers of a model an adapter changes."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from luthier.errors import ConfigError, nearest
+
+ALL_LINEAR = "all-linear"
+_HEADS = frozenset({"lm_head", "embed_out", "score", "classifier"})
+
+
+def select(model: nn.Module, targets: Any) -> list[str]:
+    """Return the names of the linear layers that `targets` means, in the model's order.
+
+    Linear are `nn.Linear`, what inherits it (the quantised layers of bitsandbytes) and transformers' Conv1D.
+
+    Args:
+        model: Any model.
+        targets: Suffix names (``["q_proj", "v_proj"]``), a regular expression that matches full names, or
+            ``"all-linear"``: every one but the output head.
+
+    Raises:
+        ConfigError: A target matches no linear layer, or the head that is tied to the embedding.
+    """
+    linears = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D)}
+    if targets == ALL_LINEAR:
+        head = _head(model)
+        found = [name for name, m in linears.items() if m is not head and _last(name) not in _HEADS]
+        if not found:
+            raise ConfigError(f"targets={ALL_LINEAR}: {type(model).__name__} has no linear layer")
+        return found
+    found = _matching(targets, linears) if isinstance(targets, str) else _ending(list(targets), linears)
+    if any(linears[name] is _head(model) for name in found) and _tied(model):
+        raise ConfigError(f"targets={targets} includes the output head, which is tied to the embedding")
+    return found
+
+
+def value_for(patterns: Mapping[str, float], name: str, default: float) -> float:
+    """Return the value of the first pattern that `name` ends in: a suffix name or regular expression."""
+    return next((v for key, v in patterns.items() if re.match(rf"(.*\.)?({key})$", name)), default)
+
+
+def _matching(pattern: str, linears: Mapping[str, nn.Module]) -> list[str]:
+    try:
+        found = [name for name in linears if re.fullmatch(pattern, name)]
+    except re.error as error:
+        raise ConfigError(f"targets='{pattern}' is no regular expression: {error}") from error
+    if not found:
+        raise ConfigError(f"targets='{pattern}' fully matches no linear layer: {_hint(pattern, linears)}")
+    return found
+
+
+def _ending(suffixes: list[str], linears: Mapping[str, nn.Module]) -> list[str]:
+    if not suffixes:
+        raise ConfigError(f"targets=[] chooses nothing: {_hint('', linears)}")
+    chosen: set[str] = set()
+    for suffix in suffixes:
+        found = {name for name in linears if name == suffix or name.endswith(f".{suffix}")}
+        if not found:
+            raise ConfigError(f"target '{suffix}' matches no linear layer: {_hint(suffix, linears)}")
+        chosen |= found
+    return [name for name in linears if name in chosen]
+
+
+def _hint(wanted: str, linears: Mapping[str, nn.Module]) -> str:
+    names = sorted({_last(name) for name in linears})
+    return f"{nearest(wanted, names)}known: {', '.join(names) or 'none'}, or {ALL_LINEAR}"
+
+
+def _last(name: str) -> str:
+    return name.rpartition(".")[2]
+
+
+def _head(model: nn.Module) -> nn.Module | None:
+    return model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
+
+
+def _tied(model: nn.Module) -> bool:
+    return isinstance(model, PreTrainedModel) and bool(model.config.tie_word_embeddings)
