@@ -13,9 +13,12 @@ if TYPE_CHECKING:
     from luthier.codec import Codec
     from luthier.config import compose
     from luthier.data_source import DataSource, Row
-    from luthier.errors import ConfigError, DataError, LuthierError, ModelError, PluginError
+    from luthier.discovery import Plugin, plugins
+    from luthier.errors import ConfigError, DataError, LuthierError, ModelError, PluginError, unknown
     from luthier.hookspecs import Register, hookimpl
-    from luthier.linear_adapter import AdaptedLinear, LinearAdapter
+    from luthier.linear_adapter import AdaptedLinear, LinearAdapter, copy_state, refuse_adapted, weight_of
+    from luthier.low_rank import low_rank_linear, principal_part
+    from luthier.low_rank_adapter import LowRankAdapter
     from luthier.merger import Merger
     from luthier.method import option
     from luthier.objective import Loss, Objective
@@ -25,39 +28,46 @@ if TYPE_CHECKING:
     from luthier.report import EvaluationReport, Sample, StepReport, TrainResult
     from luthier.reward_model import RewardModel
     from luthier.row_filter import RowFilter
+    from luthier.saving import save_model
     from luthier.tracker import Tracker
     from luthier.training import evaluate, train
     from luthier.tree import Branch, Pack, Tree
 
 _HOMES = {
-    "adapter": ("Adapter",),
-    "codec": ("Codec",),
-    "config": ("compose",),
-    "data_source": ("DataSource", "Row"),
-    "errors": ("ConfigError", "DataError", "LuthierError", "ModelError", "PluginError"),
-    "hookspecs": ("Register", "hookimpl"),
-    "linear_adapter": ("AdaptedLinear", "LinearAdapter"),
-    "merger": ("Merger",),
-    "method": ("option",),
-    "objective": ("Loss", "Objective"),
-    "optimiser": ("Optimiser",),
-    "policy": ("Logprobs", "Policy"),
-    "quantiser": ("Quantiser",),
-    "report": ("EvaluationReport", "Sample", "StepReport", "TrainResult"),
-    "reward_model": ("RewardModel",),
-    "row_filter": ("RowFilter",),
-    "tracker": ("Tracker",),
-    "training": ("evaluate", "train"),
-    "tree": ("Branch", "Pack", "Tree"),
+    "adapter": "Adapter",
+    "codec": "Codec",
+    "config": "compose",
+    "data_source": "DataSource Row",
+    "discovery": "Plugin plugins",
+    "errors": "ConfigError DataError LuthierError ModelError PluginError unknown",
+    "hookspecs": "Register hookimpl",
+    "linear_adapter": "AdaptedLinear LinearAdapter copy_state refuse_adapted weight_of",
+    "low_rank": "low_rank_linear principal_part",
+    "low_rank_adapter": "LowRankAdapter",
+    "merger": "Merger",
+    "method": "option",
+    "objective": "Loss Objective",
+    "optimiser": "Optimiser",
+    "policy": "Logprobs Policy",
+    "quantiser": "Quantiser",
+    "report": "EvaluationReport Sample StepReport TrainResult",
+    "reward_model": "RewardModel",
+    "row_filter": "RowFilter",
+    "saving": "save_model",
+    "tracker": "Tracker",
+    "training": "evaluate train",
+    "tree": "Branch Pack Tree",
 }
-_HOME = {name: home for home, names in _HOMES.items() for name in names}
+_HOME = {name: home for home, names in _HOMES.items() for name in names.split()}
 
 __all__ = [
     "AdaptedLinear", "Adapter", "Branch", "Codec", "ConfigError", "DataError", "DataSource",
-    "EvaluationReport", "LinearAdapter", "Logprobs", "Loss", "LuthierError", "Merger", "ModelError",
-    "Objective", "Optimiser", "Pack", "PluginError", "Policy", "Quantiser", "Register", "RewardModel",
-    "Row", "RowFilter", "Sample", "StepReport", "Tracker", "TrainResult", "Tree", "compose", "evaluate",
-    "hookimpl", "option", "train",
+    "EvaluationReport", "LinearAdapter", "Logprobs", "Loss", "LowRankAdapter", "LuthierError",
+    "Merger", "ModelError", "Objective", "Optimiser", "Pack", "Plugin", "PluginError", "Policy",
+    "Quantiser", "Register", "RewardModel", "Row", "RowFilter", "Sample", "StepReport", "Tracker",
+    "TrainResult", "Tree", "compose", "copy_state", "evaluate", "hookimpl", "low_rank_linear",
+    "option", "plugins", "principal_part", "refuse_adapted", "save_model", "train", "unknown",
+    "weight_of",
 ]  # fmt: skip
 
 

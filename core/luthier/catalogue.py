@@ -13,7 +13,7 @@ from typing import Any
 import pluggy
 
 from luthier import hookspecs
-from luthier.discovery import Plugin, installed, unmet_core_requirement
+from luthier.discovery import Plugin, plugins, unmet_core_requirement
 from luthier.errors import PluginError, unknown
 from luthier.kinds import KINDS, Kind
 
@@ -144,7 +144,7 @@ def _collect(into: list[Registered], plugin: Plugin, kind: Kind, name: str, cls:
 @functools.cache
 def catalogue() -> Catalogue:
     """Return the catalogue of the installed plugins, loaded once per process."""
-    return Catalogue(installed())
+    return Catalogue(plugins())
 
 
 def require(requirements: list[str]) -> None:

@@ -45,7 +45,7 @@ def _names(variable: str) -> set[str] | None:
     return {canonicalize_name(name.strip()) for name in value.split(",") if name.strip()}
 
 
-def installed() -> list[Plugin]:
+def plugins() -> list[Plugin]:
     """Return the installed plugins, sorted by distribution and entry-point name.
 
     ``LUTHIER_PLUGINS`` limits third parties to a comma-separated list of distributions (empty: built-ins

@@ -98,7 +98,7 @@ def run(
     schedule: torch.optim.lr_scheduler.LRScheduler,
     plan: Plan,
     on_log: Callable[[StepReport], None],
-    on_evaluate: Callable[[int], None],
+    on_evaluate: Callable[[int], object],
 ) -> None:
     """Train for `plan.total_steps` steps.
 

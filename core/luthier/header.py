@@ -13,15 +13,20 @@ def parameter_counts(model: nn.Module) -> tuple[int, int]:
     return sum(p.numel() for p in parameters if p.requires_grad), sum(p.numel() for p in parameters)
 
 
+def model_line(loaded: LoadedModel) -> str:
+    """Return the line that says which model, how large, in which numbers, where."""
+    trained, total = parameter_counts(loaded.model)
+    share = f", {trained:,} trained ({100 * trained / total:.2f} %)" if 0 < trained < total else ""
+    dtype = str(loaded.dtype).removeprefix("torch.")
+    return f"model     {loaded.name} · {total:,} parameters{share} · {dtype} on {loaded.device}"
+
+
 def header(
     config: DictConfig, loaded: LoadedModel, data: Encoded, held_out: Encoded | None, total_steps: int
 ) -> list[str]:
     """Return the lines: model, data with what was dropped and why, held-out rows, steps and methods."""
-    trained, total = parameter_counts(loaded.model)
-    share = f"{total:,} parameters, {trained:,} trained ({100 * trained / total:.2f} %)"
-    dtype = str(loaded.dtype).removeprefix("torch.")
     epochs = total_steps * config.batch_size / len(data)
-    lines = [f"model     {loaded.name} · {share} · {dtype} on {loaded.device}", f"data      {data.summary()}"]
+    lines = [model_line(loaded), f"data      {data.summary()}"]
     if held_out:
         lines.append(f"held out  {held_out.summary()}")
     methods = f"{config.objective.name}, {config.adapter.name}, {config.optimiser.name}"

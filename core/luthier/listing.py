@@ -9,7 +9,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from luthier.discovery import installed, unmet_core_requirement
+from luthier.discovery import plugins, unmet_core_requirement
 
 
 def _table(*columns: str) -> Table:
@@ -23,7 +23,7 @@ def show_metadata() -> int:
     """Print every plugin from entry-point metadata; nothing of a plugin is imported."""
     table = _table("kind", "method", "from", "module")
     wrong = []
-    for plugin in installed():
+    for plugin in plugins():
         table.add_row(plugin.kind or "·", plugin.method, plugin.provider, plugin.entry.value)
         if reason := unmet_core_requirement(plugin.requires):
             wrong.append(f"{plugin.entry.name}: {plugin.provider} {reason}")

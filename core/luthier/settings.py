@@ -72,6 +72,7 @@ class EvaluateConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     objective: Any = MISSING
     data: Any = MISSING
+    trackers: dict[str, Any] = field(default_factory=dict)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     plugins: PluginsConfig = field(default_factory=PluginsConfig)
     pack_tokens: int = option(2048, "Tokens one forward pass may hold.")

@@ -21,7 +21,7 @@ from luthier.data import Encoded, Sampler, encode
 from luthier.data_source import DataSource
 from luthier.errors import ConfigError
 from luthier.evaluation import Evaluator
-from luthier.header import header, parameter_counts
+from luthier.header import header, model_line, parameter_counts
 from luthier.model import LoadedModel, load_model
 from luthier.objective import Objective
 from luthier.policy import Policy
@@ -61,8 +61,10 @@ def evaluate(config: DictConfig) -> EvaluationReport:
     with _run(config) as run_dir:
         loaded = load_model(config.model, train_base=False)
         evaluator = _evaluator(config, "data", loaded, configs.build("objective", config.objective))
+        hook = catalogue().hooks.hook
+        hook.after_header(lines=[model_line(loaded), f"data      {evaluator.held_out.summary()}"])
         report = evaluator.report(step=0, answer=True)
-        catalogue().hooks.hook.after_evaluation(report=report)
+        hook.after_evaluation(report=report)
         write_json(run_dir / "summary.json", {**as_json(report), "versions": versions()})
         return report
 

@@ -6,13 +6,13 @@ import sys
 import pytest
 
 from luthier.catalogue import Catalogue, catalogue, require
-from luthier.discovery import installed
+from luthier.discovery import plugins
 from luthier.errors import PluginError
 from strangers import OPTIMISER
 
 
 def load() -> Catalogue:
-    return Catalogue(installed())
+    return Catalogue(plugins())
 
 
 def optimiser(name: str) -> str:
@@ -21,7 +21,7 @@ def optimiser(name: str) -> str:
 
 def test_every_built_in_entry_point_registers_the_method_its_name_announces():
     found = catalogue()
-    announced = {(p.kind, p.method) for p in installed() if p.distribution == "luthier"}
+    announced = {(p.kind, p.method) for p in plugins() if p.distribution == "luthier"}
     registered = {(one.kind, one.name) for one in found.all() if one.plugin.distribution == "luthier"}
     assert registered == announced
     assert found.broken == {}
@@ -133,3 +133,13 @@ def test_help_and_plugins_do_not_import_torch(arguments):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "luthier" in done.stdout.lower()
+
+
+def test_the_public_names_are_listed_once_and_exist():
+    import luthier
+
+    assert sorted(luthier._HOME) == sorted(luthier.__all__)
+    for name in luthier.__all__:
+        assert getattr(luthier, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'trian'"):
+        luthier.trian  # noqa: B018

@@ -73,6 +73,19 @@ def test_a_run_prints_what_it_does_and_where_the_result_is(folder):
     assert (folder / "shown" / "model" / "adapter_model.safetensors").exists()
 
 
+def test_a_result_is_evaluated_by_its_folder(folder):
+    luthier(folder, "train", *TINY, "max_steps=1", "run_dir=trained")
+    done = luthier(
+        folder, "evaluate", "model.path=trained/model", "data=jsonl", "data.path=rows.jsonl",
+        "run_dir=judged", "evaluation.max_new_tokens=2", "model.dtype=float32",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "held out: loss" in done.stdout
+    assert "of 16 right" in done.stdout
+    assert "  answer  " in done.stdout
+    assert json.loads((folder / "judged" / "summary.json").read_text())["rows"] == 16
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [

@@ -146,6 +146,8 @@ def test_attaching_freezes_all_but_the_adapters_own():
         f"model.layers.{number}.self_attn.q_proj.shift" for number in (0, 1)
     }
     assert all(layer.training for layer in adapted_layers(model).values())
+    model, _ = attached(tiny_llama().eval())
+    assert not any(module.training for module in model.modules())
 
 
 def test_a_second_adapter_is_refused():

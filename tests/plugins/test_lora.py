@@ -198,6 +198,7 @@ def test_pissa_takes_the_principal_part():
     exact = u[:, :5] * torch.linspace(3, 0, 30).exp()[:5] @ v[:5]
     assert (b @ a - exact).norm() < 1e-3 * exact.norm()
     # Randomness is the generator's alone.
+    torch.manual_seed(1234)
     before = torch.random.get_rng_state()
     assert all(map(torch.equal, principal_part(weight, 5, generator()), (b, a)))
     assert torch.equal(before, torch.random.get_rng_state())

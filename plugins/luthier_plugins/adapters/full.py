@@ -8,9 +8,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import nn
 
-from luthier import Adapter, Register, hookimpl, option
-from luthier.linear_adapter import refuse_adapted
-from luthier.saving import save_model
+from luthier import Adapter, Register, hookimpl, option, refuse_adapted, save_model
 
 
 @dataclass(frozen=True)

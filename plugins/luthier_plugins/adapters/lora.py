@@ -14,10 +14,19 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from luthier import AdaptedLinear, ConfigError, ModelError, Register, hookimpl, option
-from luthier.linear_adapter import copy_state, weight_of
-from luthier.low_rank import low_rank_linear, principal_part
-from luthier.low_rank_adapter import LowRankAdapter
+from luthier import (
+    AdaptedLinear,
+    ConfigError,
+    LowRankAdapter,
+    ModelError,
+    Register,
+    copy_state,
+    hookimpl,
+    low_rank_linear,
+    option,
+    principal_part,
+    weight_of,
+)
 
 
 class LoRALinear(AdaptedLinear):

@@ -7,8 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from luthier import ConfigError, DataSource, Register, Row, hookimpl, option
-from luthier.errors import unknown
+from luthier import ConfigError, DataSource, Register, Row, hookimpl, option, unknown
 
 HELD_OUT = 1_000_003
 """Added to the seed of the held-out split, so that it is another draw of the same problems."""
@@ -39,7 +38,7 @@ class ReasoningGym(DataSource):
         """
         for index, entry in enumerate(self._dataset):
             question, answer = str(entry["question"]), str(entry["answer"])
-            fields = {"prompt": question, "completion": answer}
+            fields: dict[str, Any] = {"prompt": question, "completion": answer}
             if self.chat:
                 system = [{"role": "system", "content": self.system}] if self.system is not None else []
                 prompt = [*system, {"role": "user", "content": question}]

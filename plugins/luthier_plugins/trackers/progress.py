@@ -20,7 +20,7 @@ class _Screen:
     bar: Progress | None = None
     task: TaskID | None = None
     samples: int = 3
-    before: EvaluationReport | None = None
+    training: bool = True
 
     def stop(self) -> None:
         if self.bar:
@@ -39,8 +39,9 @@ class ProgressBar(Tracker):
 
     @hookimpl
     def after_config_composed(self, config: DictConfig) -> None:
-        """Remember how many answers to show."""
+        """Remember how many answers to show, and whether training stands between two showings."""
         self._screen.samples = config.evaluation.samples
+        self._screen.training = "adapter" in config
 
     @hookimpl
     def after_header(self, lines: list[str]) -> None:
@@ -86,12 +87,12 @@ class ProgressBar(Tracker):
         screen = self._screen
         if screen.bar and screen.task is not None and screen.bar.tasks[0].finished:
             screen.stop()
-        accuracy = (
-            "" if report.accuracy is None else f" · {report.accuracy:.0%} of {report.rows} answers right"
-        )
-        self._print(f"held out, step {report.step}: loss {report.loss:.4f}{accuracy}")
-        if report.samples and screen.before is None:
-            screen.before = report
+        accuracy = "" if report.accuracy is None else f" · {report.accuracy:.0%} of {report.rows} right"
+        when = f", step {report.step}" if screen.training else ""
+        self._print(f"held out{when}: loss {report.loss:.4f}, perplexity {report.perplexity:.2f}{accuracy}")
+        if not screen.training:
+            for sample in report.samples[: screen.samples]:
+                self._print(f"\n{_question(sample)}\n  answer  {escape(_short(sample.answer))}")
 
     @hookimpl
     def after_train(self, result: TrainResult) -> None:
@@ -99,7 +100,7 @@ class ProgressBar(Tracker):
         self._screen.stop()
         for old, new in self._pairs(result):
             self._print(
-                f"\n[bold]{escape(new.prompt)}[/]  [dim]({escape(new.expected)})[/]\n"
+                f"\n{_question(new)}\n"
                 f"  before  {escape(_short(old.answer))}\n  after   {escape(_short(new.answer))}"
             )
         if result.before and result.after and result.before.accuracy is not None:
@@ -125,6 +126,10 @@ class ProgressBar(Tracker):
     def _print(self, text: str) -> None:
         if self.enabled:
             self._screen.console.print(text, highlight=False, soft_wrap=True)
+
+
+def _question(sample: Sample) -> str:
+    return f"[bold]{escape(sample.prompt)}[/]  [dim]({escape(sample.expected)})[/]"
 
 
 def _short(text: str, width: int = 160) -> str:
