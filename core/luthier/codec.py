@@ -33,6 +33,7 @@ class Codec:
         A string is taken as it is (with the special tokens the tokenizer starts a text with); a list of
         messages is rendered by the chat template up to where the assistant begins.
         """
+        check_prompt(prompt, "prompt", origin)
         if isinstance(prompt, str):
             ids = self._start(prompt)
         else:
@@ -43,6 +44,8 @@ class Codec:
 
     def pair(self, prompt: Prompt, completion: Prompt, origin: str) -> Tree:
         """Return the tree of a prompt and its one completion, of which every token is supervised."""
+        check_prompt(prompt, "prompt", origin)
+        check_prompt(completion, "completion", origin)
         if isinstance(prompt, str) != isinstance(completion, str):
             raise DataError(f"{origin}: prompt and completion must both be text or both be messages")
         if isinstance(prompt, str):
@@ -51,6 +54,8 @@ class Codec:
             start = self._render(prompt, True, origin)
             text = _after(start, self._render([*prompt, *completion], False, origin), origin, "completion")
         assert isinstance(text, str)
+        if not text.strip():
+            raise DataError(f"{origin}: the completion is empty; drop the row or give it a text")
         ids = self._ended(self._plain(text))
         return Tree(tuple(self.prompt_ids(prompt, origin)), (Branch(tuple(ids)),), origin)
 
@@ -59,6 +64,9 @@ class Codec:
 
         The root reaches up to where the first assistant turn begins.
         """
+        check_prompt(messages, "messages", origin)
+        if isinstance(messages, str):
+            raise DataError(f"{origin}: messages must be a list of messages, got a text")
         turns = [index for index, message in enumerate(messages) if message.get("role") == "assistant"]
         if not turns or turns[0] == 0:
             raise DataError(f"{origin}: a conversation needs an assistant turn after another one")
@@ -121,6 +129,25 @@ class Codec:
         ids = self._split(ids)[0]
         special = set(self.tokenizer.all_special_ids)
         return ids if end is None or (ids and ids[-1] in special) else [*ids, end]
+
+
+def check_prompt(value: object, what: str, origin: str) -> None:
+    """Check that `value` is text, or a list of messages with a role and a content.
+
+    Raises:
+        DataError: It is neither; the message says what it is.
+    """
+    if isinstance(value, str):
+        return
+    if not isinstance(value, Sequence) or not value:
+        found = "an empty list" if isinstance(value, Sequence) else type(value).__name__
+        raise DataError(f"{origin}: {what} must be text or a list of messages, got {found}")
+    for number, message in enumerate(value, 1):
+        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+            raise DataError(f"{origin}: {what}, message {number}: expected {{'role': …, 'content': …}}")
+        if not isinstance(message.get("content"), str):
+            found = type(message.get("content")).__name__
+            raise DataError(f"{origin}: {what}, message {number}: content must be text, got {found}")
 
 
 def _after(start: str, full: str, origin: str, what: str) -> str:

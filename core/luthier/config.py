@@ -108,6 +108,7 @@ def validate(verb: str, config: DictConfig) -> None:
         require(list(config.plugins.required))
     fields = {field.name for field in dataclasses.fields(VERBS[verb])}
     _refuse_unread(set(config) - fields, fields, "")
+    _check_ranges(config)
     chosen = {}
     for kind, where, child in selected(config):
         cls = catalogue().find(kind.name, str(child.name)).cls
@@ -120,6 +121,19 @@ def validate(verb: str, config: DictConfig) -> None:
             other = chosen.get(of, ("", None))[0]
             if other and wanted in ("*", other):
                 raise ConfigError(f"{kind_name}={name} cannot be combined with {of}={other}: {advice}")
+
+
+def _check_ranges(config: DictConfig) -> None:
+    for key in ("batch_size", "pack_tokens", "log_every", "max_length", "max_steps", "clip_norm"):
+        value = config.get(key)
+        if value is not None and not value > 0:
+            raise ConfigError(f"{key}={value} must be positive")
+    if config.evaluation.every < 0 or config.evaluation.batch_size < 1 or config.evaluation.max_new_tokens < 1:
+        raise ConfigError(
+            f"evaluation: every={config.evaluation.every} must not be negative, "
+            f"batch_size={config.evaluation.batch_size} and "
+            f"max_new_tokens={config.evaluation.max_new_tokens} must be positive"
+        )
 
 
 def _refuse_unread(unread: set[Any], known: set[str], where: str) -> None:

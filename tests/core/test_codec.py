@@ -84,6 +84,16 @@ def test_a_template_that_rewrites_earlier_turns_is_an_error_that_names_the_turn(
         (lambda codec: codec.conversation(CHAT[:1], "f:1"), "f:1: a conversation needs an assistant turn"),
         (lambda codec: codec.pair("a", CHAT[1:2], "f:2"), "f:2: prompt and completion must both be"),
         (lambda codec: codec.pair("", "a", "f:3"), "f:3: the prompt is empty"),
+        (lambda codec: codec.pair(None, "a", "f:4"), "f:4: prompt must be text or a list .* got NoneType"),
+        (lambda codec: codec.pair("a", 5, "f:5"), "f:5: completion must be text or a list .* got int"),
+        (lambda codec: codec.pair("a", " ", "f:6"), "f:6: the completion is empty"),
+        (lambda codec: codec.conversation("hi", "f:7"), "f:7: messages must be a list of messages, got a text"),
+        (lambda codec: codec.conversation([], "f:8"), "f:8: messages must be .* got an empty list"),
+        (lambda codec: codec.conversation(["hi"], "f:9"), "f:9: messages, message 1: expected {'role'"),
+        (
+            lambda codec: codec.conversation([*CHAT[:1], {"role": "assistant"}], "f:10"),
+            "f:10: messages, message 2: content must be text, got NoneType",
+        ),
     ],
 )
 def test_malformed_rows_are_named(codec, call, told):

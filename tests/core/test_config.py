@@ -1,7 +1,9 @@
 """Composing: overrides, typos, unread keys, refusals, presets of plugins."""
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -48,6 +50,21 @@ def test_a_typo_is_one_line_with_the_nearest_name(override, told):
     with pytest.raises(LuthierError, match=told) as error:
         compose("train", [*DATA, override])
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["batch_size=0", "pack_tokens=-1", "log_every=0", "max_length=0", "max_steps=0", "clip_norm=0"],
+)
+def test_numbers_that_make_no_sense_are_refused(override):
+    with pytest.raises(ConfigError, match=rf"{override}(\.0)? must be positive"):
+        compose("train", [*DATA, override])
+
+
+@pytest.mark.parametrize("option", ["every=-1", "batch_size=0", "max_new_tokens=0"])
+def test_evaluation_settings_are_checked(option):
+    with pytest.raises(ConfigError, match=f"evaluation: .*{option} must"):
+        compose("evaluate", [*DATA, f"evaluation.{option}"])
 
 
 def test_data_must_be_chosen():
@@ -120,3 +137,11 @@ def test_partners_that_a_method_refuses_are_refused_with_its_advice(strangers, c
     told = "ConfigError optimiser=picky cannot be combined with adapter=lora: choose adapter=full"
     assert composed("optimiser=picky") == told
     assert composed("optimiser=picky", "adapter=full").startswith("{'name': 'picky'")
+
+
+def test_the_example_of_contributing_works_as_it_stands(strangers, composed):
+    text = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    source = re.search(r"```python\n(.*?)```", text, re.DOTALL)[1]
+    entry, module = re.search(r'"(optimiser\.\w+)" = "(\w+)"', text).groups()
+    strangers.install("example", {entry: module}, {f"{module}.py": source})
+    assert composed("optimiser=momentum_sgd") == "{'name': 'momentum_sgd', 'lr': 0.01, 'momentum': 0.9}"

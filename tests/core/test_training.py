@@ -113,6 +113,7 @@ def test_a_run_folder_is_never_overwritten(folder, tmp_path):
         (["max_length=2"], DataError, r"no usable row \(15 longer than 2 tokens\)"),
         (["schedule.name=cosin"], ConfigError, "did you mean 'cosine'"),
         (["adapter.targets=[q_prj]"], ConfigError, "q_proj"),
+        (["adapter.init=zero"], ConfigError, "lora.init: 'zero' is not one of kaiming, pissa"),
     ],
 )
 def test_bad_input_is_one_line(folder, tmp_path, more, error, told):

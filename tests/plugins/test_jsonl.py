@@ -27,6 +27,15 @@ def test_a_broken_file_is_named_by_line(tmp_path, text, told):
         list(JsonLines(str(tmp_path / "rows.jsonl")).rows())
 
 
+def test_windows_files_are_read_and_other_encodings_named(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_bytes(b'\xef\xbb\xbf{"a": 1}\r\n{"a": 2}\r\n')
+    assert [row.fields["a"] for row in JsonLines(str(file)).rows()] == [1, 2]
+    file.write_bytes('{"a": 1}\n{"a": "ü"}\n'.encode("latin-1"))
+    with pytest.raises(DataError, match=r"rows.jsonl:2: not UTF-8 at byte 8"):
+        list(JsonLines(str(file)).rows())
+
+
 def test_a_missing_file_is_named():
     with pytest.raises(ConfigError, match=r"path=nowhere.jsonl: there is no such file"):
         list(JsonLines("nowhere.jsonl").rows())

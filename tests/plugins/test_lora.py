@@ -284,7 +284,6 @@ def test_patterns_set_the_rank_and_alpha_of_single_layers():
         ({"rank_pattern": {"q_proj": 0}}, "rank_pattern="),
         ({"alpha": 0.0}, "alpha=0.0"),
         ({"dropout": 1.0}, r"dropout=1.0 must be in \[0, 1\)"),
-        ({"init": "zero"}, "init=zero is not one of kaiming, pissa"),
     ],
 )
 def test_values_that_cannot_train_are_refused(options, told):

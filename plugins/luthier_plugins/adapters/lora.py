@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from luthier import (
     AdaptedLinear,
-    ConfigError,
     LowRankAdapter,
     ModelError,
     Register,
@@ -123,8 +122,6 @@ class LoRA(LowRankAdapter):
             ConfigError: A value that cannot train.
         """
         self.check_ranges()
-        if self.init not in ("kaiming", "pissa"):
-            raise ConfigError(f"init={self.init} is not one of kaiming, pissa")
 
     def wrap(self, name: str, base: nn.Module, generator: torch.Generator) -> LoRALinear:
         """Return `base` with an update that is zero, A and B trainable."""

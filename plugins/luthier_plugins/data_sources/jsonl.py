@@ -1,6 +1,7 @@
 """JSON Lines: one row a line."""
 
 import json
+from codecs import BOM_UTF8
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,14 +34,15 @@ class JsonLines(DataSource):
         if not path.is_file():
             raise ConfigError(f"path={path}: there is no such file")
         count = 0
-        with path.open(encoding="utf-8") as file:
+        # Bytes, so that a line that is not UTF-8 is named; the first may carry a byte-order mark.
+        with path.open("rb") as file:
             for number, line in enumerate(file, 1):
                 if not line.strip():
                     continue
                 if self.limit is not None and count >= self.limit:
                     return
                 count += 1
-                yield Row(_parse(line, f"{path}:{number}"), f"{path}:{number}")
+                yield Row(_parse(line.removeprefix(BOM_UTF8), f"{path}:{number}"), f"{path}:{number}")
         if not count:
             raise DataError(f"{path}: the file is empty; expected one JSON object a line")
 
@@ -52,9 +54,11 @@ class JsonLines(DataSource):
         return float(answer.strip() == expected.strip())
 
 
-def _parse(line: str, origin: str) -> dict[str, object]:
+def _parse(line: bytes, origin: str) -> dict[str, object]:
     try:
-        row = json.loads(line)
+        row = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise DataError(f"{origin}: not UTF-8 at byte {error.start + 1}; save the file as UTF-8") from error
     except json.JSONDecodeError as error:
         raise DataError(f"{origin}: not JSON: {error.msg} at column {error.colno}") from error
     if not isinstance(row, dict):
