@@ -128,12 +128,9 @@ def _check_ranges(config: DictConfig) -> None:
         value = config.get(key)
         if value is not None and not value > 0:
             raise ConfigError(f"{key}={value} must be positive")
-    if config.evaluation.every < 0 or config.evaluation.batch_size < 1 or config.evaluation.max_new_tokens < 1:
-        raise ConfigError(
-            f"evaluation: every={config.evaluation.every} must not be negative, "
-            f"batch_size={config.evaluation.batch_size} and "
-            f"max_new_tokens={config.evaluation.max_new_tokens} must be positive"
-        )
+    for key, least in (("every", 0), ("batch_size", 1), ("max_new_tokens", 1), ("samples", 0)):
+        if config.evaluation[key] < least:
+            raise ConfigError(f"evaluation.{key}={config.evaluation[key]} must be at least {least}")
 
 
 def _refuse_unread(unread: set[Any], known: set[str], where: str) -> None:
