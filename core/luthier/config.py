@@ -74,11 +74,32 @@ def compose(verb: str, overrides: list[str] | None = None) -> DictConfig:
     GlobalHydra.instance().clear()
     with hydra.initialize_config_module("luthier_conf", version_base=VERSION_BASE):
         try:
-            config = hydra.compose(verb, overrides=overrides or [])
+            config = hydra.compose(verb, overrides=opened(overrides or []))
             validate(verb, config)
         except (HydraException, OmegaConfBaseException) as error:
             raise explain(error, known_keys(verb), broken_methods()) from error
     return config
+
+
+def opened(overrides: list[str]) -> list[str]:
+    """Let overrides put new keys into options that are mappings, which Hydra wants marked by ``++``."""
+    tables = [
+        f"{package}.{key}"
+        for one in catalogue().all()
+        for key, field in options_of(one.cls).items()
+        for package in (KINDS[one.kind].package(one.name), f"eval_{KINDS[one.kind].group}")
+        if isinstance(_made(field), dict)
+    ]
+    return [f"++{one}" if _starts(one, tables) else one for one in overrides]
+
+
+def _made(field: dataclasses.Field[Any]) -> Any:
+    return None if field.default_factory is dataclasses.MISSING else field.default_factory()
+
+
+def _starts(override: str, keys: list[str]) -> bool:
+    name = override.partition("=")[0]
+    return any(name == key or name.startswith(f"{key}.") for key in keys)
 
 
 def build(kind: str, config: DictConfig) -> Any:
@@ -108,6 +129,10 @@ def validate(verb: str, config: DictConfig) -> None:
         require(list(config.plugins.required))
     fields = {field.name for field in dataclasses.fields(VERBS[verb])}
     _refuse_unread(set(config) - fields, fields, "")
+    for field in dataclasses.fields(VERBS[verb]):
+        if dataclasses.is_dataclass(field.default_factory):
+            below = {inner.name for inner in dataclasses.fields(field.default_factory)}
+            _refuse_unread(set(config[field.name]) - below, below, f"{field.name}.")
     _check_ranges(config)
     chosen = {}
     for kind, where, child in selected(config):
@@ -128,6 +153,10 @@ def _check_ranges(config: DictConfig) -> None:
         value = config.get(key)
         if value is not None and not value > 0:
             raise ConfigError(f"{key}={value} must be positive")
+    if not 0 <= config.seed < 2**31:
+        raise ConfigError(f"seed={config.seed} must be in [0, 2³¹)")
+    if config.evaluation.every and "eval_data" in config and config.eval_data is None:
+        raise ConfigError("evaluation.every needs held-out rows: choose data@eval_data=SOURCE")
     for key, least in (("every", 0), ("batch_size", 1), ("max_new_tokens", 1), ("samples", 0)):
         if config.evaluation[key] < least:
             raise ConfigError(f"evaluation.{key}={config.evaluation[key]} must be at least {least}")

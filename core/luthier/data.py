@@ -43,13 +43,22 @@ class Encoded:
         return sum(tree.scored_tokens for tree in self.trees)
 
     def without(self, others: Encoded) -> Encoded:
-        """Leave out the rows whose prompt is among `others`: a held-out row must not be trained on."""
-        seen = {tree.prompt for tree in others.trees}
-        kept = [i for i, tree in enumerate(self.trees) if tree.prompt not in seen]
+        """Leave out the rows that are among `others`: a held-out row must not be trained on.
+
+        Rows with a prompt are the same if their prompts are; of conversations, which may well begin alike,
+        everything must be.
+        """
+        seen = set(others._keys())
+        kept = [i for i, key in enumerate(self._keys()) if key not in seen]
         dropped = Counter(self.dropped)
         if len(kept) < len(self):
             dropped["also in eval_data"] += len(self) - len(kept)
         return Encoded([self.trees[i] for i in kept], [self.rows[i] for i in kept], dropped)
+
+    def _keys(self) -> Iterator[object]:
+        for tree, row in zip(self.trees, self.rows, strict=True):
+            whole = (tree.prompt, tuple(branch.ids for branch in tree.branches))
+            yield tree.prompt if "prompt" in row.fields else whole
 
     def summary(self) -> str:
         """Return the line of the run's header: rows, tokens, share supervised, rows dropped and why."""
@@ -67,7 +76,10 @@ def encode(source: DataSource, objective: Objective, codec: Codec, max_length: i
     """
     encoded = Encoded([], [])
     for row in source.rows():
-        tree = objective.encode(row, codec)
+        try:
+            tree = objective.encode(row, codec)
+        except (TypeError, UnicodeError) as error:
+            raise DataError(f"{row.origin}: the tokenizer refuses the text: {error}") from error
         longest = len(tree.prompt) + max((len(branch.ids) for branch in tree.branches), default=0)
         if longest > max_length:
             encoded.dropped[f"longer than {max_length} tokens"] += 1

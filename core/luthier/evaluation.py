@@ -43,6 +43,7 @@ class Evaluator:
             # Partial credit is not a right answer.
             accuracy=sum(score >= 1.0 for score in scores) / len(scores) if scores else None,
             rows=len(self.held_out),
+            scored=len(scores),
             samples=samples,
         )
 
@@ -57,9 +58,8 @@ class Evaluator:
             total, weight = total + float(loss.total), weight + loss.weight
             value, count = loss.metrics.get("nll", (loss.total, loss.weight))
             nll, tokens = nll + float(value), tokens + int(count)
-        # exp of a float above 709 overflows; a perplexity that large is as good as infinite.
-        mean = nll / tokens
-        return total / weight, math.exp(mean) if mean < 700 else math.inf
+        # exp of a float above 709 overflows, and JSON has no infinity.
+        return total / weight, math.exp(min(nll / tokens, 700.0))
 
     def _answers(self) -> list[Sample]:
         rows = [row for row in self.held_out.rows if "prompt" in row.fields]
@@ -105,8 +105,10 @@ def _continue(policy: Policy, codec: Codec, prompts: list[list[int]], max_new_to
         out = policy.model.generate(
             input_ids=ids,
             attention_mask=mask.to(policy.device),
-            max_new_tokens=max_new_tokens,
+            max_new_tokens=_room(policy, width, max_new_tokens),
+            eos_token_id=_ends(policy, codec),
             do_sample=False,
+            repetition_penalty=1.0,
             temperature=None,
             top_p=None,
             top_k=None,
@@ -114,6 +116,18 @@ def _continue(policy: Policy, codec: Codec, prompts: list[list[int]], max_new_to
         )
     rows: list[list[int]] = out[:, width:].tolist()
     return rows
+
+
+def _ends(policy: Policy, codec: Codec) -> list[int]:
+    """Return the tokens that end an answer: the one that training teaches, and the checkpoint's own."""
+    own = policy.model.generation_config.eos_token_id
+    return sorted({codec.tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None})
+
+
+def _room(policy: Policy, width: int, max_new_tokens: int) -> int:
+    """Return how many tokens may follow `width` ones: learned positions end with the context."""
+    context = policy.model.config.get_text_config().to_dict().get("max_position_embeddings")
+    return max_new_tokens if context is None else max(1, min(max_new_tokens, context - width))
 
 
 def _text(value: object) -> str:

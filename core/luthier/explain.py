@@ -51,6 +51,11 @@ def _unknown_choice(group: str, name: str, available: list[str], broken: Mapping
 
 
 def _near(key: str, known: Sequence[str]) -> str:
+    group = key.split(".")[0]
+    if group.startswith("eval_"):
+        return f"choose the held-out rows first: {group.removeprefix('eval_')}@{group}=SOURCE"
+    if key in known:
+        return f"it is no option of the chosen {group}"
     hint = nearest(key, known) or nearest(key.split(".")[-1], [one.split(".")[-1] for one in known])
     return hint.strip() or "see --help for what can be set"
 

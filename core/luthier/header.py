@@ -1,5 +1,7 @@
 """The header of a run: what will happen, in a few lines, before the first step."""
 
+import math
+
 from omegaconf import DictConfig
 from torch import nn
 
@@ -25,7 +27,7 @@ def header(
     config: DictConfig, loaded: LoadedModel, data: Encoded, held_out: Encoded | None, total_steps: int
 ) -> list[str]:
     """Return the lines: model, data with what was dropped and why, held-out rows, steps and methods."""
-    epochs = total_steps * config.batch_size / len(data)
+    epochs = total_steps / math.ceil(len(data) / config.batch_size)
     lines = [model_line(loaded), f"data      {data.summary()}"]
     if held_out:
         lines.append(f"held out  {held_out.summary()}")

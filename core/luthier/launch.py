@@ -35,7 +35,7 @@ def launch(verb: str, overrides: list[str]) -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     jobs = _Jobs(verb)
     entry = hydra.main(version_base=config.VERSION_BASE, config_path=config.CONFIG_PATH, config_name=verb)
-    before, sys.argv = sys.argv, [f"luthier {verb}", *overrides]
+    before, sys.argv = sys.argv, [f"luthier {verb}", *config.opened(overrides)]
     try:
         entry(jobs)()
     except (HydraException, OmegaConfBaseException) as error:
@@ -61,7 +61,6 @@ class _Jobs:
     def __call__(self, composed: DictConfig) -> None:
         settings = HydraConfig.get()
         folder = Path(settings.runtime.output_dir)
-        config.validate(self.verb, composed)
         composed.run_dir = str(folder)
         if settings.mode != RunMode.MULTIRUN:
             self._here(composed)
@@ -83,6 +82,7 @@ class _Jobs:
         from luthier import training
 
         try:
+            config.validate(self.verb, composed)
             getattr(training, self.verb)(composed)
         except LuthierError as error:
             self.error = error

@@ -167,7 +167,7 @@ def refuse_adapted(model: nn.Module) -> None:
         ConfigError: It does.
     """
     if adapted_layers(model):
-        raise ConfigError("the model carries an adapter already: train on its base, or merge it first")
+        raise ConfigError("the model carries an adapter already; train on its base, without model.adapter")
 
 
 @contextlib.contextmanager

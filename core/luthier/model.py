@@ -10,7 +10,7 @@ from omegaconf import MISSING
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from luthier.method import option
-from luthier.model_source import find_source
+from luthier.model_source import Source, find_source
 from luthier.peft_folder import Readers, load_adapter, readers
 from luthier.precision import pick_device, pick_dtype, weights_and_autocast
 from luthier.pretrained import from_pretrained
@@ -57,6 +57,12 @@ class LoadedModel:
     name: str
     adapter: Path | None = None
 
+    @property
+    def context(self) -> int | None:
+        """The longest sequence it takes in tokens, where its config says so."""
+        longest: int | None = self.model.config.get_text_config().to_dict().get("max_position_embeddings")
+        return longest
+
 
 def load_model(
     config: ModelConfig,
@@ -82,7 +88,7 @@ def load_model(
     stored, autocast_dtype = weights_and_autocast(dtype, train_base)
     source = find_source(config)
     model_config = from_pretrained(AutoConfig, source.base, revision=config.revision)
-    tokenizer = load_tokenizer(source.base, config.revision, config.chat_template)
+    tokenizer = load_tokenizer(_tokenizer_home(source), config.revision, config.chat_template)
     model = from_pretrained(
         AutoModelForCausalLM,
         source.base,
@@ -96,3 +102,9 @@ def load_model(
     if source.adapter is not None:
         load_adapter(model, source.adapter, readers() if adapters is None else adapters, trainable=False)
     return LoadedModel(model.eval(), tokenizer, dtype, device, autocast_dtype, source.base, source.adapter)
+
+
+def _tokenizer_home(source: Source) -> str:
+    """Return where the tokenizer is: beside the adapter if one was saved there, its template with it."""
+    beside = source.adapter is not None and (source.adapter / "tokenizer_config.json").is_file()
+    return str(source.adapter) if beside else source.base

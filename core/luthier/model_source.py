@@ -67,15 +67,21 @@ def _follow(path: str) -> Source:
     if not (place / ADAPTER_CONFIG).is_file():
         _check_safetensors(place)
         return Source(str(place.resolve()))
-    base = json.loads((place / ADAPTER_CONFIG).read_text(encoding="utf-8")).get("base_model_name_or_path")
+    try:
+        base = json.loads((place / ADAPTER_CONFIG).read_text(encoding="utf-8")).get("base_model_name_or_path")
+    except ValueError as error:
+        raise ModelError(f"{place / ADAPTER_CONFIG} is damaged: {error}") from error
     if not base:
         raise ModelError(f"{place}: {ADAPTER_CONFIG} names no base model; "
                          f"give model.path=BASE model.adapter={path}")  # fmt: skip
     try:
-        return Source(_follow(base).base, place)
+        below = _follow(base)
     except ModelError as error:
         raise ModelError(f"the base of {place} is missing ({error}); "
                          f"give model.path=BASE model.adapter={path}") from error  # fmt: skip
+    if below.adapter is not None:
+        raise ModelError(f"{place} is an adapter on another adapter, {below.adapter}; only one can be loaded")
+    return Source(below.base, place)
 
 
 def _hub_name(path: str, place: Path) -> Source:

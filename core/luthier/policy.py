@@ -137,7 +137,9 @@ class Policy:
         for tree in pack.trees:
             for branch in tree.branches:
                 ids = torch.tensor([tree.prompt + branch.ids], device=self.device)
-                logits = self.model(input_ids=ids, use_cache=False).logits[0, len(tree.prompt) - 1 : -1]
+                logits = self.model(
+                    input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False
+                ).logits[0, len(tree.prompt) - 1 : -1]
                 values.append(
                     logits.float().log_softmax(-1).gather(1, ids[0, len(tree.prompt) :, None])[:, 0]
                 )

@@ -67,7 +67,8 @@ class EvaluationReport:
         perplexity: ``exp`` of the mean negative log-likelihood of a supervised token.
         accuracy: Share of the prompts answered right, or None where nothing was generated or verified.
         rows: Held-out rows.
-        samples: The first answers.
+        scored: Answers that were verified; `accuracy` is a share of them.
+        samples: The answers, in the order of the rows.
     """
 
     step: int
@@ -75,6 +76,7 @@ class EvaluationReport:
     perplexity: float
     accuracy: float | None
     rows: int
+    scored: int = 0
     samples: list[Sample] = field(default_factory=list)
 
 

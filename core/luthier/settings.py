@@ -52,10 +52,10 @@ class TrainConfig:
     plugins: PluginsConfig = field(default_factory=PluginsConfig)
     batch_size: int = option(16, "Examples per optimiser step, over all processes.")
     pack_tokens: int = option(
-        2048, "Tokens one forward pass may hold: the memory knob. Results do not change."
+        2048, "Tokens one forward pass may hold: the memory knob. Only dropout masks change."
     )
     epochs: float = option(1.0, "Passes over the data.")
-    max_steps: int | None = option(None, "Stop after so many optimiser steps, whatever `epochs` says.")
+    max_steps: int | None = option(None, "Optimiser steps; null: as many as `epochs` says.")
     max_length: int | None = option(None, "Longest example in tokens; longer ones are dropped and counted.")
     clip_norm: float | None = option(1.0, "Largest global gradient norm; null: no clipping.")
     gradient_checkpointing: bool = option(False, "Recompute activations in the backward pass: less memory.")

@@ -1,7 +1,7 @@
 """Which linear layers of a model an adapter changes."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -34,6 +34,10 @@ def select(model: nn.Module, targets: Any) -> list[str]:
         if not found:
             raise ConfigError(f"targets={ALL_LINEAR}: {type(model).__name__} has no linear layer")
         return found
+    if isinstance(targets, str) and targets.isidentifier():
+        targets = [targets]
+    if not isinstance(targets, str) and not _are_names(targets):
+        raise ConfigError(f"targets={targets}: expected names, a regular expression or {ALL_LINEAR}")
     found = _matching(targets, linears) if isinstance(targets, str) else _ending(list(targets), linears)
     if any(linears[name] is _head(model) for name in found) and _tied(model):
         raise ConfigError(f"targets={targets} includes the output head, which is tied to the embedding")
@@ -65,6 +69,10 @@ def _ending(suffixes: list[str], linears: Mapping[str, nn.Module]) -> list[str]:
             raise ConfigError(f"target '{suffix}' matches no linear layer: {_hint(suffix, linears)}")
         chosen |= found
     return [name for name in linears if name in chosen]
+
+
+def _are_names(targets: object) -> bool:
+    return isinstance(targets, Sequence) and all(isinstance(name, str) for name in targets)
 
 
 def _hint(wanted: str, linears: Mapping[str, nn.Module]) -> str:

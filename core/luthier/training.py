@@ -60,7 +60,9 @@ def evaluate(config: DictConfig) -> EvaluationReport:
     """
     with _run(config) as run_dir:
         loaded = load_model(config.model, train_base=False)
-        evaluator = _evaluator(config, "data", loaded, configs.build("objective", config.objective))
+        objective: Objective = configs.build("objective", config.objective)
+        held_out = _held_out(config, "data", loaded, objective)
+        evaluator = _evaluator(config, _policy(loaded), loaded, objective, *held_out)
         hook = catalogue().hooks.hook
         hook.after_header(lines=[model_line(loaded), f"data      {evaluator.held_out.summary()}"])
         report = evaluator.report(step=0, answer=True)
@@ -89,17 +91,21 @@ class _Training:
         adapter: Adapter = configs.build("adapter", config.adapter)
         objective: Objective = configs.build("objective", config.objective)
         source: DataSource = configs.build("data_source", config.data)
-        loaded = load_model(config.model, train_base=adapter.trains_base)
+        quantiser = configs.build("quantiser", config.quantiser) if config.quantiser else None
+        load_options = quantiser.load_options if quantiser else None
+        loaded = load_model(config.model, train_base=adapter.trains_base, load_options=load_options)
         data = encode(source, objective, Codec(loaded.tokenizer), _max_length(config, loaded))
-        evaluator = _evaluator(config, "eval_data", loaded, objective) if config.eval_data else None
-        if evaluator:
-            data = data.without(evaluator.held_out)
+        held_out = _held_out(config, "eval_data", loaded, objective) if config.eval_data else None
+        if held_out:
+            data = data.without(held_out[1])
             if not len(data):
                 raise ConfigError("every row of data is also in eval_data: nothing is left to train on")
         adapter.attach(loaded.model, torch.Generator().manual_seed(config.seed))
         if config.gradient_checkpointing:
             loaded.model.gradient_checkpointing_enable({"use_reentrant": False})
-        policy = evaluator.policy if evaluator else _policy(loaded)
+        # After the adapter, which may have changed the output head that the policy looks at.
+        policy = _policy(loaded)
+        evaluator = _evaluator(config, policy, loaded, objective, *held_out) if held_out else None
         catalogue().hooks.hook.after_model_prepared(model=loaded.model, config=config)
         return cls(config, run_dir, loaded, adapter, objective, policy, data, evaluator)
 
@@ -133,9 +139,10 @@ class _Training:
             on_log, lambda step: self._evaluate(step, answer=False),
         )  # fmt: skip
         peak = peak_memory_mb(self.policy.device)
-        after = self._evaluate(total_steps, answer=True)
+        # Saved first: whatever the evaluation meets, the training is not lost.
         self.adapter.save(self.loaded.model, self.run_dir / "model", self.loaded.name)
         self.loaded.tokenizer.save_pretrained(self.run_dir / "model")
+        after = self._evaluate(total_steps, answer=True)
         result = self._result(reports, before, after, peak)
         write_json(self.run_dir / "summary.json", as_json(result))
         hook.after_train(result=result)
@@ -144,11 +151,9 @@ class _Training:
     def _steps(self) -> tuple[int, Sampler]:
         config = self.config
         sampler = Sampler(len(self.data), config.batch_size, config.shuffle, config.seed)
-        planned = math.ceil(config.epochs * sampler.steps_per_epoch)
-        total = planned if config.max_steps is None else min(config.max_steps, planned)
-        if total < 1:
-            raise ConfigError(f"epochs={config.epochs} max_steps={config.max_steps}: no step to train")
-        return total, sampler
+        if not 0 < config.epochs < math.inf:
+            raise ConfigError(f"epochs={config.epochs} must be positive: no step to train")
+        return config.max_steps or math.ceil(config.epochs * sampler.steps_per_epoch), sampler
 
     def _evaluate(self, step: int, answer: bool) -> EvaluationReport | None:
         if self.evaluator is None:
@@ -192,27 +197,44 @@ def _policy(loaded: LoadedModel) -> Policy:
 
 
 def _max_length(config: DictConfig, loaded: LoadedModel) -> int:
-    context = getattr(loaded.model.config, "max_position_embeddings", None)
+    context = loaded.context
+    if config.max_length and context and config.max_length > context:
+        raise ConfigError(f"max_length={config.max_length} is more than the model's context, {context}")
     return int(config.max_length or context or 2**20)
 
 
-def _evaluator(config: DictConfig, key: str, loaded: LoadedModel, objective: Objective) -> Evaluator:
+def _held_out(
+    config: DictConfig, key: str, loaded: LoadedModel, objective: Objective
+) -> tuple[DataSource, Encoded]:
     source: DataSource = configs.build("data_source", config[key])
-    codec = Codec(loaded.tokenizer)
-    held_out = encode(source, objective, codec, _max_length(config, loaded))
+    return source, encode(source, objective, Codec(loaded.tokenizer), _max_length(config, loaded))
+
+
+def _evaluator(
+    config: DictConfig,
+    policy: Policy,
+    loaded: LoadedModel,
+    objective: Objective,
+    source: DataSource,
+    held_out: Encoded,
+) -> Evaluator:
     values: Any = OmegaConf.to_container(config.evaluation)
     settings = EvaluationConfig(**values)
-    return Evaluator(_policy(loaded), objective, codec, source, held_out, settings, config.pack_tokens)
+    codec = Codec(loaded.tokenizer)
+    return Evaluator(policy, objective, codec, source, held_out, settings, config.pack_tokens)
 
 
 @contextlib.contextmanager
 def _run(config: DictConfig) -> Iterator[Path]:
     """Open the run folder, register the configured trackers for its duration, report what ends it."""
     run_dir = Path(config.run_dir)
-    if (run_dir / "config.yaml").exists():
-        raise ConfigError(f"run_dir={run_dir} holds a run already; choose another folder")
-    run_dir.mkdir(parents=True, exist_ok=True)
-    OmegaConf.save(config, run_dir / "config.yaml", resolve=True)
+    if not config.run_dir or any((run_dir / name).exists() for name in ("config.yaml", "model")):
+        raise ConfigError(f"run_dir={config.run_dir} holds a run or a model already; choose another folder")
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(config, run_dir / "config.yaml", resolve=True)
+    except OSError as error:
+        raise ConfigError(f"run_dir={config.run_dir} cannot be written: {error.strerror}") from error
     hooks = catalogue().hooks
     trackers = [configs.build("tracker", node) for node in (config.get("trackers") or {}).values()]
     for tracker in trackers:
@@ -222,7 +244,16 @@ def _run(config: DictConfig) -> Iterator[Path]:
         yield run_dir
     except BaseException as error:
         hooks.hook.on_train_error(error=error)
+        _clear(run_dir)
         raise
     finally:
         for tracker in trackers:
             hooks.unregister(tracker)
+
+
+def _clear(run_dir: Path) -> None:
+    """Leave no folder of a run that measured nothing, so that the mended command can use its name."""
+    if not any((run_dir / name).exists() for name in ("metrics.jsonl", "evaluations.jsonl")):
+        (run_dir / "config.yaml").unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            run_dir.rmdir()

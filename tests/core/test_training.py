@@ -101,7 +101,7 @@ def test_gradient_checkpointing_changes_nothing_but_memory(folder, tmp_path):
 def test_a_run_folder_is_never_overwritten(folder, tmp_path):
     config = compose("train", overrides(folder, tmp_path / "run", "max_steps=1"))
     train(config)
-    with pytest.raises(ConfigError, match="holds a run already"):
+    with pytest.raises(ConfigError, match="holds a run or a model already"):
         train(config)
 
 

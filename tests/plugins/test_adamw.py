@@ -31,7 +31,9 @@ def test_the_state_it_plans_for_is_the_state_it_has():
     assert sum(v.numel() * v.element_size() for v in moments) == AdamW().state_bytes_per_parameter() * 64 * 64
 
 
-@pytest.mark.parametrize("bad", [{"lr": 0.0}, {"lr": -1.0}, {"beta1": 1.0}, {"beta2": -0.1}])
+@pytest.mark.parametrize(
+    "bad", [{"lr": 0.0}, {"lr": -1.0}, {"beta1": 1.0}, {"beta2": -0.1}, {"eps": -1.0}, {"weight_decay": -1.0}]
+)
 def test_values_that_cannot_train_are_refused(bad):
     with pytest.raises(ConfigError, match=next(iter(bad))):
         AdamW(**bad)

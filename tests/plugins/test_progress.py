@@ -22,7 +22,7 @@ def step(number: int) -> StepReport:
 
 def evaluation(number: int, accuracy: float | None, answer: str) -> EvaluationReport:
     samples = [Sample("x:1", "2 + [2]", answer, "4", 0.0), Sample("x:2", "second", "no", "yes", 0.0)]
-    return EvaluationReport(number, 2.0, 7.4, accuracy, 2, samples)
+    return EvaluationReport(number, 2.0, 7.4, accuracy, rows=5, scored=2, samples=samples)
 
 
 def result(before: EvaluationReport | None, after: EvaluationReport | None) -> TrainResult:

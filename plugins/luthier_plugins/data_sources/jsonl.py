@@ -30,9 +30,10 @@ class JsonLines(DataSource):
             ConfigError: There is no such file.
             DataError: The file is empty, or a line is not a JSON object.
         """
-        path = Path(self.path)
+        path = Path(self.path).expanduser()
         if not path.is_file():
-            raise ConfigError(f"path={path}: there is no such file")
+            what = "is a folder, expected a file" if path.is_dir() else "there is no such file"
+            raise ConfigError(f"path={path}: {what}")
         count = 0
         # Bytes, so that a line that is not UTF-8 is named; the first may carry a byte-order mark.
         with path.open("rb") as file:
@@ -48,10 +49,12 @@ class JsonLines(DataSource):
 
     def verify(self, row: Row, answer: str) -> float | None:
         """Compare with the row's ``answer``, or its text ``completion``."""
-        expected = row.fields.get("answer", row.fields.get("completion"))
-        if not isinstance(expected, str):
+        expected = row.fields.get("answer")
+        if expected is None:
+            expected = row.fields.get("completion")
+        if not isinstance(expected, str | int | float):
             return None
-        return float(answer.strip() == expected.strip())
+        return float(answer.strip() == str(expected).strip())
 
 
 def _parse(line: bytes, origin: str) -> dict[str, object]:

@@ -24,7 +24,7 @@ class SFT(Objective):
             DataError: The row has neither ``messages`` nor ``prompt`` and ``completion``.
         """
         fields = row.fields
-        if "messages" in fields:
+        if fields.get("messages") is not None:
             return codec.conversation(fields["messages"], row.origin)
         if "prompt" in fields and "completion" in fields:
             return codec.pair(fields["prompt"], fields["completion"], row.origin)

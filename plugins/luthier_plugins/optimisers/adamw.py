@@ -1,5 +1,6 @@
 """AdamW, torch's fused implementation."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
@@ -28,8 +29,10 @@ class AdamW(Optimiser):
         Raises:
             ConfigError: A value that cannot train.
         """
-        if self.lr <= 0:
+        if not 0 < self.lr < math.inf:
             raise ConfigError(f"lr={self.lr} must be positive")
+        if not (self.eps >= 0 and self.weight_decay >= 0):
+            raise ConfigError(f"eps={self.eps} and weight_decay={self.weight_decay} must not be negative")
         if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1):
             raise ConfigError(f"beta1={self.beta1}, beta2={self.beta2} must be in [0, 1)")
 

@@ -87,7 +87,7 @@ class ProgressBar(Tracker):
         screen = self._screen
         if screen.bar and screen.task is not None and screen.bar.tasks[0].finished:
             screen.stop()
-        accuracy = "" if report.accuracy is None else f" · {report.accuracy:.0%} of {report.rows} right"
+        accuracy = "" if report.accuracy is None else f" · {report.accuracy:.0%} of {report.scored} right"
         when = f", step {report.step}" if screen.training else ""
         self._print(f"held out{when}: loss {report.loss:.4f}, perplexity {report.perplexity:.2f}{accuracy}")
         if not screen.training:
@@ -105,7 +105,7 @@ class ProgressBar(Tracker):
             )
         if result.before and result.after and result.before.accuracy is not None:
             self._print(
-                f"\n[bold]exact match on {result.after.rows} held-out problems: "
+                f"\n[bold]exact match on {result.after.scored} held-out problems: "
                 f"{result.before.accuracy:.0%} before, {result.after.accuracy:.0%} after[/]"
             )
         self._print(
