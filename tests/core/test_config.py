@@ -67,6 +67,43 @@ def test_evaluation_settings_are_checked(option):
         compose("evaluate", [*DATA, f"evaluation.{option}"])
 
 
+@pytest.mark.parametrize(
+    ("override", "where"),
+    [
+        ("adapter.rank_pattern={q_proj:4}", ("adapter", "rank_pattern", "q_proj")),
+        ("adapter.rank_pattern.q_proj=4", ("adapter", "rank_pattern", "q_proj")),
+        ("data.options={max_terms:4}", ("data", "options", "max_terms")),
+        ("eval_data.options.max_terms=4", ("eval_data", "options", "max_terms")),
+    ],
+)
+def test_an_option_that_is_a_mapping_takes_new_keys_as_typed(override, where):
+    gym = ["data=reasoning_gym", "data@eval_data=reasoning_gym", "data.task=x", "eval_data.task=x"]
+    value = compose("train", [*gym, "model.path=m", override])
+    for key in where:
+        value = value[key]
+    assert value == 4
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("+model.pth=1", "nothing reads 'model.pth': did you mean 'path'"),
+        ("+schedule.foo=1", "nothing reads 'schedule.foo'"),
+        ("evaluation.every=2", "evaluation.every needs held-out rows: choose data@eval_data=SOURCE"),
+        ("eval_data.path=x", "choose the held-out rows first: data@eval_data=SOURCE"),
+        ("seed=-1", "seed=-1 must be in"),
+    ],
+)
+def test_what_would_be_ignored_is_refused(override, told):
+    with pytest.raises(ConfigError, match=told):
+        compose("train", [*DATA, override])
+
+
+def test_an_option_of_another_choice_is_told_as_that():
+    with pytest.raises(ConfigError, match=r"'adapter.rank': it is no option of the chosen adapter"):
+        compose("train", [*DATA, "adapter=full", "adapter.rank=4"])
+
+
 def test_data_must_be_chosen():
     with pytest.raises(
         ConfigError, match=r"'data' must be chosen, e.g. data=NAME; known: jsonl, reasoning_gym"

@@ -73,3 +73,23 @@ def test_every_example_comes_once_an_epoch_in_a_new_order():
 
 def test_without_shuffling_the_order_is_the_datas():
     assert [list(b) for b in Sampler(5, 2, False, 0).batches(4)] == [[0, 1], [2, 3], [4], [0, 1]]
+
+
+def test_conversations_that_only_begin_alike_are_not_the_same():
+    def talk(answer: str) -> Row:
+        messages = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": answer}]
+        return Row({"messages": messages}, answer)
+
+    class Talks(Listed):
+        def rows(self) -> Iterator[Row]:
+            yield from (talk(answer) for _, answer in self.pairs)
+
+    codec = Codec(tiny_tokenizer())
+    data = encode(Talks([("", "a"), ("", "b")]), SFT(), codec, 64)
+    kept = data.without(encode(Talks([("", "b"), ("", "c")]), SFT(), codec, 64))
+    assert [row.origin for row in kept.rows] == ["a"]
+
+
+def test_a_text_that_no_tokenizer_takes_is_named():
+    with pytest.raises(DataError, match=r"rows\[0\]: the tokenizer refuses the text"):
+        encoded(("\ud800", "b"))

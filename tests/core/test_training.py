@@ -2,13 +2,16 @@
 
 import itertools
 import json
+import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from helpers import tiny_llama, tiny_tokenizer
 from luthier import ConfigError, DataError, compose, evaluate, train
+from luthier.model import ModelConfig, load_model
 
 
 @pytest.fixture(scope="module")
@@ -126,3 +129,107 @@ def test_held_out_rows_that_are_all_the_data_leave_nothing(folder, tmp_path):
     same = ["data@eval_data=jsonl", f"eval_data.path={folder}/rows.jsonl"]
     with pytest.raises(ConfigError, match="nothing is left to train on"):
         train(compose("train", overrides(folder, tmp_path / "run", *same)))
+
+
+HELD_OUT = ["data@eval_data=jsonl", "evaluation.max_new_tokens=4"]
+
+
+@pytest.mark.parametrize("held_out", [True, False])
+def test_an_adapter_on_the_output_head_trains_with_and_without_held_out_rows(folder, tmp_path, held_out):
+    more = [*HELD_OUT, f"eval_data.path={folder}/held.jsonl"] if held_out else []
+    targets = ["adapter.targets=[lm_head,q_proj]", "max_steps=3", *more]
+    result = train(compose("train", overrides(folder, tmp_path / "run", *targets)))
+    saved = load_file(result.model_dir / "adapter_model.safetensors")
+    assert saved["base_model.model.lm_head.lora_B.weight"].abs().sum() > 0
+
+
+def test_a_folder_that_holds_a_model_is_not_written_to(folder, tmp_path):
+    kept = tmp_path / "mine" / "model"
+    shutil.copytree(folder / "base", kept)
+    with pytest.raises(ConfigError, match="holds a run or a model already"):
+        train(compose("train", overrides(folder, kept.parent, f"model.path={kept}", "max_steps=1")))
+    assert (kept / "model.safetensors").exists()
+    with pytest.raises(ConfigError, match="run_dir="):
+        train(compose("train", overrides(folder, "", "max_steps=1")))
+
+
+def test_a_run_that_fails_before_it_trains_leaves_its_name_free(folder, tmp_path):
+    run_dir = tmp_path / "run"
+    with pytest.raises(ConfigError):
+        train(compose("train", overrides(folder, run_dir, "data.path=nowhere.jsonl")))
+    assert not run_dir.exists()
+    assert train(compose("train", overrides(folder, run_dir, "max_steps=1"))).steps == 1
+
+
+def test_a_run_folder_that_cannot_be_written_is_told(folder, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"run_dir=.*file/run cannot be written: "):
+        train(compose("train", overrides(folder, tmp_path / "file" / "run", "max_steps=1")))
+
+
+def test_answers_end_where_training_says_they_end(folder, tmp_path):
+    """The checkpoint may name no end token, or another one, in its generation config."""
+    model = tmp_path / "endless"
+    shutil.copytree(folder / "base", model)
+    for name in ("config.json", "generation_config.json"):
+        values = json.loads((model / name).read_text())
+        (model / name).write_text(json.dumps({key: v for key, v in values.items() if key != "eos_token_id"}))
+    more = [
+        f"model.path={model}",
+        "adapter=full",
+        "epochs=30",
+        *HELD_OUT,
+        f"eval_data.path={folder}/rows.jsonl",
+    ]
+    config = compose("train", overrides(folder, tmp_path / "run", *more, f"data.path={folder}/held.jsonl"))
+    result = train(config)
+    assert min(len(sample.answer) for sample in result.after.samples) <= 2
+
+
+def test_the_template_a_run_trained_with_travels_with_its_result(folder, tmp_path):
+    template = tmp_path / "chat.jinja"
+    template.write_text(
+        "{% for m in messages %}[{{ m.role }}]{{ m.content }}\n{% endfor %}"
+        "{% if add_generation_prompt %}[assistant]{% endif %}"
+    )
+    rows = tmp_path / "chat.jsonl"
+    talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    rows.write_text(json.dumps({"messages": talk}) + "\n")
+    more = [f"model.chat_template={template}", f"data.path={rows}", "max_steps=1"]
+    result = train(compose("train", overrides(folder, tmp_path / "run", *more)))
+    loaded = load_model(ModelConfig(path=str(result.model_dir)), train_base=False)
+    assert loaded.tokenizer.chat_template == template.read_text()
+
+
+def test_accuracy_is_a_share_of_the_answers_that_were_verified(folder, tmp_path):
+    held = tmp_path / "mixed.jsonl"
+    talk = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "r"}]
+    lines = [
+        {"messages": talk},
+        {"messages": [*talk, *talk]},
+        {"prompt": "zz", "completion": "y", "answer": 5},
+    ]
+    held.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    more = [*HELD_OUT, f"eval_data.path={held}", "max_steps=1"]
+    after = train(compose("train", overrides(folder, tmp_path / "run", *more))).after
+    assert (after.rows, after.scored) == (3, 1)
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (["schedule.warmup=500", "max_steps=2"], "500 steps of warm-up are more than the run's 2"),
+        (["max_length=9999"], "max_length=9999 is more than the model's context, 256"),
+        (["optimiser.weight_decay=-1"], "weight_decay=-1.0 must not be negative"),
+        (["optimiser.lr=nan"], "lr=nan must be positive"),
+        (["epochs=inf"], "epochs=inf must be positive"),
+        (["adapter.targets=5"], "targets=5: expected names"),
+    ],
+)
+def test_numbers_that_cannot_be_meant_are_refused(folder, tmp_path, more, told):
+    with pytest.raises(ConfigError, match=told):
+        train(compose("train", overrides(folder, tmp_path / "run", *more)))
+
+
+def test_max_steps_goes_beyond_the_epochs(folder, tmp_path):
+    assert train(compose("train", overrides(folder, tmp_path / "run", "max_steps=5", "epochs=1"))).steps == 5
