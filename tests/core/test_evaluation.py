@@ -89,3 +89,22 @@ def test_partial_credit_is_not_a_right_answer(parts, score, accuracy):
 
 def test_answering_can_be_left_out(parts):
     assert evaluator(parts, Scored(1.0), generate=False).report(0, answer=True).samples == []
+
+
+@pytest.mark.parametrize("own", [77, [77, 78], None])
+def test_an_answer_ends_at_the_token_training_teaches_and_at_the_checkpoints_own(parts, monkeypatch, own):
+    policy, codec = parts
+    asked = {}
+
+    def record(input_ids, **options):
+        asked.update(options)
+        return input_ids
+
+    monkeypatch.setattr(policy.model, "generate", record)
+    monkeypatch.setattr(policy.model.generation_config, "eos_token_id", own)
+    monkeypatch.setattr(policy.model.generation_config, "repetition_penalty", 1.3)
+    generate(policy, codec, [[5, 6, 7]], EvaluationConfig(max_new_tokens=500))
+    ends = {codec.tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
+    assert set(asked["eos_token_id"]) == ends
+    assert asked["repetition_penalty"] == 1.0
+    assert asked["max_new_tokens"] == 256 - 3

@@ -167,25 +167,6 @@ def test_a_run_folder_that_cannot_be_written_is_told(folder, tmp_path):
         train(compose("train", overrides(folder, tmp_path / "file" / "run", "max_steps=1")))
 
 
-def test_answers_end_where_training_says_they_end(folder, tmp_path):
-    """The checkpoint may name no end token, or another one, in its generation config."""
-    model = tmp_path / "endless"
-    shutil.copytree(folder / "base", model)
-    for name in ("config.json", "generation_config.json"):
-        values = json.loads((model / name).read_text())
-        (model / name).write_text(json.dumps({key: v for key, v in values.items() if key != "eos_token_id"}))
-    more = [
-        f"model.path={model}",
-        "adapter=full",
-        "epochs=30",
-        *HELD_OUT,
-        f"eval_data.path={folder}/rows.jsonl",
-    ]
-    config = compose("train", overrides(folder, tmp_path / "run", *more, f"data.path={folder}/held.jsonl"))
-    result = train(config)
-    assert min(len(sample.answer) for sample in result.after.samples) <= 2
-
-
 def test_the_template_a_run_trained_with_travels_with_its_result(folder, tmp_path):
     template = tmp_path / "chat.jinja"
     template.write_text(
