@@ -91,3 +91,16 @@ def tiny_gpt2(seed: int = 0, **overrides) -> GPT2LMHeadModel:
     }
     torch.manual_seed(seed)
     return GPT2LMHeadModel(GPT2Config(**{**options, **overrides})).eval()
+
+
+def plain_values(model, trees) -> torch.Tensor:
+    """Log-probabilities of the scored tokens, one unpadded sequence at a time through the whole model."""
+    values = []
+    for tree in trees:
+        for branch in tree.branches:
+            row = torch.tensor([tree.prompt + branch.ids])
+            logprobs = model(row, use_cache=False).logits[0].float().log_softmax(-1)
+            for place, wanted in enumerate(branch.scored or (True,) * len(branch.ids), len(tree.prompt)):
+                if wanted:
+                    values.append(logprobs[place - 1, row[0, place]])
+    return torch.stack(values)

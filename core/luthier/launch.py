@@ -40,6 +40,8 @@ def launch(verb: str, overrides: list[str]) -> int:
         entry(jobs)()
     except (HydraException, OmegaConfBaseException) as error:
         raise explain(error, config.known_keys(verb), config.broken_methods()) from error
+    except OSError as error:
+        raise LuthierError(f"{error.filename or 'a file'}: {error.strerror or error}") from error
     finally:
         sys.argv = before
     if jobs.error:

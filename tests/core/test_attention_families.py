@@ -7,6 +7,7 @@ import torch
 import transformers as tf
 from torch.nn.attention.flex_attention import create_mask
 
+from helpers import plain_values
 from luthier import Branch, ModelError, Pack, Policy, Tree, spans
 from luthier.attention import NAME, _visible, tree_attention
 from luthier.forward import TreeForward
@@ -69,20 +70,6 @@ TREES = [
     Tree(ids(1, 6), (Branch(ids(11, 7)),)),
     Tree(ids(8, 8), (Branch(ids(2, 9), (False, False)), Branch(ids(5, 10)))),
 ]
-
-
-def plain_values(model, trees):
-    """One unpadded sequence at a time through the whole model."""
-    values = []
-    for tree in trees:
-        for branch in tree.branches:
-            row = torch.tensor([tree.prompt + branch.ids])
-            logprobs = model(row, use_cache=False).logits[0].float().log_softmax(-1)
-            scored = branch.scored or (True,) * len(branch.ids)
-            for place, wanted in enumerate(scored, len(tree.prompt)):
-                if wanted:
-                    values.append(logprobs[place - 1, row[0, place]])
-    return torch.stack(values)
 
 
 def build(config):

@@ -94,6 +94,8 @@ def test_a_result_is_evaluated_by_its_folder(folder):
         (["train", *TINY, "data.path=nowhere.jsonl"], "nowhere.jsonl: there is no such file"),
         (["train", *TINY, "model.path=nowhere/base"], "nowhere/base"),
         (["train", *TINY, "batch_size=[", "max_steps=1"], "batch_size=["),
+        (["train", *TINY, "batch_size=0"], "batch_size=0 must be positive"),
+        (["train", *TINY, "run_dir=rows.jsonl/x"], "rows.jsonl/x: Not a directory"),
     ],
 )
 def test_a_mistake_is_one_line_and_status_2(folder, arguments, told):

@@ -7,6 +7,7 @@ import pytest
 import torch
 import transformers as tf
 
+from helpers import plain_values
 from luthier import Branch, Logprobs, ModelError, Pack, Policy, Tree
 from luthier.attention import NAME
 from luthier.forward import PaddedForward, PaddedLogits, TreeForward
@@ -64,18 +65,6 @@ TREES = [
 def build(config):
     torch.manual_seed(0)
     return tf.AutoModelForCausalLM.from_config(copy.deepcopy(config)).eval()
-
-
-def plain_values(model, trees):
-    values = []
-    for tree in trees:
-        for branch in tree.branches:
-            row = torch.tensor([tree.prompt + branch.ids])
-            logprobs = model(row, use_cache=False).logits[0].float().log_softmax(-1)
-            for place, wanted in enumerate(branch.scored or (True,) * len(branch.ids), len(tree.prompt)):
-                if wanted:
-                    values.append(logprobs[place - 1, row[0, place]])
-    return torch.stack(values)
 
 
 def gradient(model, values):
