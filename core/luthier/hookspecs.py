@@ -91,8 +91,12 @@ class Lifecycle:
         """What will run, in a few lines: model, data with what was dropped and why, steps."""
 
     @hookspec
-    def before_train(self, run_dir: Path, config: DictConfig, total_steps: int) -> None:
-        """The first optimiser step follows. `run_dir` exists and holds ``config.yaml``."""
+    def before_train(self, run_dir: Path, config: DictConfig, total_steps: int, start_step: int) -> None:
+        """The next optimiser step follows. `run_dir` exists and holds ``config.yaml``.
+
+        `start_step` steps are done: 0, or those of the checkpoint that is resumed. What a tracker wrote
+        about later ones belongs to a run that was killed, and will be reported again.
+        """
 
     @hookspec
     def after_step(self, report: StepReport) -> None:

@@ -119,7 +119,7 @@ class _Training:
         lr_schedule = schedule(self.config.schedule, optimiser, total_steps)
         hook.after_header(lines=header(self.config, self.loaded, self.data, held_out, total_steps))
         before = self._evaluate(0, answer=True)
-        hook.before_train(run_dir=self.run_dir, config=self.config, total_steps=total_steps)
+        hook.before_train(run_dir=self.run_dir, config=self.config, total_steps=total_steps, start_step=0)
         reports: list[StepReport] = []
 
         def on_log(report: StepReport) -> None:
