@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from luthier.linear_adapter import AdaptedLinear, LinearAdapter, copy_state, refuse_adapted, weight_of
     from luthier.low_rank import low_rank_linear, principal_part
     from luthier.low_rank_adapter import LowRankAdapter
+    from luthier.measuring import evaluate
     from luthier.merger import Merger
     from luthier.method import option
     from luthier.objective import Loss, Objective
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from luthier.row_filter import RowFilter
     from luthier.saving import save_model
     from luthier.tracker import Tracker
-    from luthier.training import evaluate, train
+    from luthier.training import train
     from luthier.tree import Branch, Pack, Tree
 
 _HOMES = {
@@ -55,7 +56,8 @@ _HOMES = {
     "row_filter": "RowFilter",
     "saving": "save_model",
     "tracker": "Tracker",
-    "training": "evaluate train",
+    "measuring": "evaluate",
+    "training": "train",
     "tree": "Branch Pack Tree",
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names.split()}

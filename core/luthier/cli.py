@@ -28,8 +28,6 @@ usage: luthier VERB [options]
 Environment: LUTHIER_PLUGINS (third-party distributions to load; empty: none), LUTHIER_BLOCKED (ones to
 leave out), LUTHIER_CACHE (converted models), LUTHIER_TRACEBACK=1 (whole tracebacks)."""
 
-EXIT_CANNOT = 2
-
 
 def main(argv: list[str] | None = None) -> None:
     """Run one verb and exit: 0 done, 1 a run of a multirun failed, 2 something a person can mend."""
@@ -38,14 +36,14 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def report(action: Callable[[], int]) -> int:
-    """Call `action`; an error a person can cause becomes one line on stderr and status 2."""
+    """Call `action`; an error a person can cause becomes one line on stderr and its exit status, mostly 2."""
     try:
         return action()
     except LuthierError as error:
         if os.environ.get("LUTHIER_TRACEBACK"):
             raise
         print(f"luthier: {error}", file=sys.stderr)
-        return EXIT_CANNOT
+        return error.status
     except KeyboardInterrupt:
         print("luthier: interrupted", file=sys.stderr)
         return 130
@@ -98,14 +96,15 @@ def run_job(verb: str, plain: dict[str, Any]) -> None:
     quieten()
     from omegaconf import OmegaConf
 
-    from luthier import config, training
+    import luthier
+    from luthier import config
 
     config.prepare()
 
     def job() -> int:
         composed = OmegaConf.create(plain)
         config.validate(verb, composed)
-        getattr(training, verb)(composed)
+        getattr(luthier, verb)(composed)
         return 0
 
     sys.exit(report(job))

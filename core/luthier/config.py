@@ -71,6 +71,8 @@ def compose(verb: str, overrides: list[str] | None = None) -> DictConfig:
         PluginError: A method is unknown or its plugin is broken.
     """
     prepare()
+    if verb == "train" and (run := resumed_run(overrides or [])):
+        return _resumed(run, overrides or [])
     GlobalHydra.instance().clear()
     with hydra.initialize_config_module("luthier_conf", version_base=VERSION_BASE):
         try:
@@ -78,6 +80,20 @@ def compose(verb: str, overrides: list[str] | None = None) -> DictConfig:
             validate(verb, config)
         except (HydraException, OmegaConfBaseException) as error:
             raise explain(error, known_keys(verb), broken_methods()) from error
+    return config
+
+
+def resumed_run(overrides: list[str]) -> str | None:
+    """Return the run folder that ``resume=FOLDER`` names; None for ``auto`` or without it."""
+    named = [one.removeprefix("resume=").strip("'\"") for one in overrides if one.startswith("resume=")]
+    return named[-1] if named and named[-1] not in ("auto", "null", "") else None
+
+
+def _resumed(run: str, overrides: list[str]) -> DictConfig:
+    from luthier.resume import config_of
+
+    config = config_of(run, [one for one in overrides if not one.startswith("resume=")])
+    validate("train", config)
     return config
 
 
@@ -160,6 +176,22 @@ def _check_ranges(config: DictConfig) -> None:
     for key, least in (("every", 0), ("batch_size", 1), ("max_new_tokens", 1), ("samples", 0)):
         if config.evaluation[key] < least:
             raise ConfigError(f"evaluation.{key}={config.evaluation[key]} must be at least {least}")
+    if "checkpoint" in config:
+        _check_checkpoints(config)
+
+
+def _check_checkpoints(config: DictConfig) -> None:
+    for key, least in (("every", 0), ("minutes", 0), ("keep", 1)):
+        value = config.checkpoint[key]
+        if value is not None and not value >= least:
+            raise ConfigError(f"checkpoint.{key}={value} must be at least {least}")
+    for key in ("patience", "restore_best"):
+        if config.evaluation[key] and not config.evaluation.every:
+            raise ConfigError(
+                f"evaluation.{key} needs evaluations while training: set evaluation.every=STEPS"
+            )
+    if config.evaluation.patience is not None and config.evaluation.patience < 1:
+        raise ConfigError(f"evaluation.patience={config.evaluation.patience} must be at least 1")
 
 
 def _refuse_unread(unread: set[Any], known: set[str], where: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -115,18 +116,15 @@ class Sampler:
         """Optimiser steps in one pass over the data."""
         return -(-self.size // self.batch_size)
 
-    def batches(self, total_steps: int) -> Iterator[Sequence[int]]:
-        """Yield the indices of `total_steps` steps."""
-        order: list[int] = []
-        for step in range(total_steps):
-            epoch, place = divmod(step, self.steps_per_epoch)
-            if place == 0 or not order:
-                order = self._order(epoch)
-            yield order[place * self.batch_size : (place + 1) * self.batch_size]
+    def batch(self, step: int) -> Sequence[int]:
+        """Return the indices of the step that follows `step` ones."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        order = _order(self.size, self.seed, epoch) if self.shuffle else range(self.size)
+        return order[place * self.batch_size : (place + 1) * self.batch_size]
 
-    def _order(self, epoch: int) -> list[int]:
-        if not self.shuffle:
-            return list(range(self.size))
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-        order: list[int] = torch.randperm(self.size, generator=generator).tolist()
-        return order
+
+@functools.lru_cache(maxsize=1)
+def _order(size: int, seed: int, epoch: int) -> list[int]:
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    order: list[int] = torch.randperm(size, generator=generator).tolist()
+    return order

@@ -1,23 +1,25 @@
 """The training loop: examples → trees → packs → loss → backward → clip → optimiser → schedule.
 
-A step divides once, by the weight of all its examples, so its gradient does not depend on how they were
-packed. Nothing asks the device for a number between logging points.
+A step divides once, by the weight of all its examples, so its gradient depends neither on how they were
+packed nor on how many processes shared the packs. Nothing asks an accelerator for a number between logging
+points.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import nn
 
 from luthier.data import Sampler
-from luthier.errors import LuthierError
-from luthier.objective import Loss, Objective
+from luthier.meter import Guard, Meter, Unmoved
+from luthier.objective import Objective
+from luthier.parallel import Processes, local_tensor, whole_tensor
 from luthier.policy import Policy
 from luthier.report import StepReport, peak_memory_mb
 from luthier.tree import Pack, Tree, cut
@@ -33,6 +35,8 @@ class Plan:
         clip_norm: Largest global gradient norm, or None.
         log_every: Steps between logging points.
         evaluate_every: Steps between evaluations; 0: none.
+        patience: Evaluations without a better loss before the run stops; None: it does not.
+        keep_best: Save a checkpoint whenever an evaluation is the best so far.
     """
 
     total_steps: int
@@ -40,113 +44,225 @@ class Plan:
     clip_norm: float | None
     log_every: int
     evaluate_every: int = 0
+    patience: int | None = None
+    keep_best: bool = False
 
 
 @dataclass
-class Meter:
-    """Sums between two logging points, kept on the device."""
+class Progress:
+    """Where a run stands; a checkpoint holds it, so every field is JSON.
 
-    sums: dict[str, torch.Tensor | float] = field(default_factory=lambda: defaultdict(float))
-    weights: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    Attributes:
+        step: Optimiser steps done.
+        tokens: Tokens processed.
+        seconds: Training time, evaluations and checkpoints not counted.
+        window_tokens: Of those tokens, the ones since the last logging point.
+        window_seconds: Of that time, what passed since.
+        window: What the meter holds since.
+        first_loss: Loss of the first step.
+        last_loss: Loss at the last logging point.
+        best_loss: Lowest held-out loss.
+        best_step: Where it was.
+        worse: Evaluations since.
+    """
 
-    def add(self, loss: Loss) -> None:
-        """Add the loss and the metrics of one pack."""
-        for name, (value, weight) in {"loss": (loss.total, loss.weight), **loss.metrics}.items():
-            self.sums[name] = self.sums[name] + value.detach()
-            self.weights[name] += weight
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    window_tokens: int = 0
+    window_seconds: float = 0.0
+    window: dict[str, tuple[float, float]] = field(default_factory=dict)
+    first_loss: float | None = None
+    last_loss: float = math.nan
+    best_loss: float | None = None
+    best_step: int = 0
+    worse: int = 0
 
-    def drain(self) -> dict[str, float]:
-        """Return the averages and start anew."""
-        means = {name: float(value) / self.weights[name] for name, value in self.sums.items()}
-        self.sums.clear()
-        self.weights.clear()
-        return means
+
+class Observer(Protocol):
+    """What the loop calls; every process does, the main one acts."""
+
+    def log(self, report: StepReport) -> None:
+        """A logging point was reached."""
+
+    def evaluate(self, step: int) -> float:
+        """Evaluate and return the held-out loss."""
+
+    def due(self, step: int) -> bool:
+        """Whether a checkpoint should be saved after `step`."""
+
+    def save(self, progress: Progress) -> None:
+        """Save a checkpoint."""
+
+    def stopping(self, step: int) -> bool:
+        """Whether the run was told to stop; asked after every step."""
+
+    def leave(self, step: int) -> None:
+        """Raise what ends a run that was told to stop."""
+
+
+@dataclass
+class Loop:
+    """A run of the loop; `progress` may be that of a checkpoint."""
+
+    policy: Policy
+    objective: Objective
+    trees: Sequence[Tree]
+    sampler: Sampler
+    optimiser: torch.optim.Optimizer
+    schedule: torch.optim.lr_scheduler.LRScheduler
+    plan: Plan
+    observer: Observer
+    progress: Progress = field(default_factory=Progress)
+    processes: Processes = field(default_factory=Processes)
+
+    def __post_init__(self) -> None:
+        """Take up the window that a checkpoint interrupted."""
+        self._parameters = [p for p in self.policy.model.parameters() if p.requires_grad]
+        self._meter = Meter.of(self.progress.window if self.processes.main else {})
+        self._guard = Guard()
+        self._start = time.perf_counter()
+
+    def run(self) -> Progress:
+        """Train up to the last step, or until patience ends, and return where that was.
+
+        Raises:
+            LuthierError: The loss or the gradient is not finite; the rows of that pack are named.
+        """
+        progress, plan = self.progress, self.plan
+        unmoved = Unmoved(self.policy.model, progress.step, plan.total_steps)
+        self._start = time.perf_counter() - progress.window_seconds
+        self.policy.model.train()
+        while progress.step < plan.total_steps and not self.finished:
+            self._step(progress.step + 1)
+            unmoved.look(progress.step)
+            best = self._reflect()
+            stopping = self.observer.stopping(progress.step)
+            if best or stopping or self.observer.due(progress.step):
+                self._save()
+            if stopping:
+                self.observer.leave(progress.step)
+        return progress
+
+    @property
+    def finished(self) -> bool:
+        """Whether patience has ended."""
+        return self.plan.patience is not None and self.progress.worse >= self.plan.patience
+
+    def _save(self) -> None:
+        self._pause()
+        # Sums of all processes, as another number of them may take them up.
+        self.progress.window = Meter.sums_of(self.processes.gather(self._meter.state()))
+        self.observer.save(self.progress)
+        self._start = time.perf_counter() - self.progress.window_seconds
+
+    def _step(self, step: int) -> None:
+        trees = [self.trees[i] for i in self.sampler.batch(step - 1)]
+        weight = self._accumulate(trees, step)
+        weight_of_all = self.processes.sum_gradients(self._parameters, weight)
+        norm = normalise(self._parameters, weight_of_all, self.plan.clip_norm)
+        self._guard.see(norm, step)
+        if self.policy.device.type == "cpu":  # where looking costs nothing, the weights stay good
+            self._check(float(norm))
+        self._norm, self._rate = norm, float(self.schedule.get_last_lr()[0])
+        self.optimiser.step()
+        self.schedule.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        self.progress.step = step
+        self.progress.window_tokens += sum(tree.tokens for tree in trees)
+
+    def _accumulate(self, trees: Sequence[Tree], step: int) -> float:
+        packs = [[trees[i] for i in pack] for pack in cut(trees, self.plan.pack_tokens, self.processes.count)]
+        mine = self.processes.share(packs)
+        weight = accumulate(self.policy, self.objective, mine, self._meter, self._guard, step)
+        if self.processes.sharded:
+            # Every process must take part in every forward and backward pass.
+            for _ in range(-(-len(packs) // self.processes.count) - len(mine)):
+                pack = Pack.of([min(trees, key=lambda tree: tree.tokens)], self.policy.device)
+                (self.objective.loss(self.policy, pack).total * 0.0).backward()  # type: ignore[no-untyped-call]
+        return weight
+
+    def _reflect(self) -> bool:
+        """Log and evaluate where it is due; return whether the evaluation was the best so far and is kept."""
+        step, plan = self.progress.step, self.plan
+        evaluating = bool(plan.evaluate_every) and step % plan.evaluate_every == 0 and step < plan.total_steps
+        if not (step % plan.log_every == 0 or step in (1, plan.total_steps) or evaluating):
+            return False
+        self._log()
+        best = evaluating and self._improved(self.observer.evaluate(step))
+        self.policy.model.train()
+        self._start = time.perf_counter()
+        return best and plan.keep_best
+
+    def _log(self) -> None:
+        self._pause()
+        means, norm, progress = self._meter.drain(self.processes), float(self._norm), self.progress
+        loss = means.pop("loss")
+        self._check(norm if math.isfinite(loss) else loss)
+        self._guard.clear()
+        progress.seconds += progress.window_seconds
+        progress.tokens += progress.window_tokens
+        progress.first_loss = loss if progress.first_loss is None else progress.first_loss
+        progress.last_loss = loss
+        report = StepReport(
+            step=progress.step,
+            total_steps=self.plan.total_steps,
+            epoch=progress.step / self.sampler.steps_per_epoch,
+            loss=loss,
+            metrics=means,
+            learning_rate=self._rate,
+            grad_norm=norm,
+            tokens=progress.tokens,
+            tokens_per_second=progress.window_tokens / progress.window_seconds,
+            memory_mb=peak_memory_mb(self.policy.device),
+            seconds=progress.seconds,
+        )
+        progress.window_tokens, progress.window_seconds = 0, 0.0
+        self.observer.log(report)
+
+    def _improved(self, loss: float) -> bool:
+        better = self.progress.best_loss is None or loss < self.progress.best_loss
+        if better:
+            self.progress.best_loss, self.progress.best_step = loss, self.progress.step
+        self.progress.worse = 0 if better else self.progress.worse + 1
+        return better
+
+    def _check(self, value: float) -> None:
+        if not math.isfinite(value):
+            self._guard.stop(self.processes, self._origins)
+
+    def _origins(self, step: int) -> list[str]:
+        return [self.trees[i].origin for i in self.sampler.batch(step - 1)]
+
+    def _pause(self) -> None:
+        self.progress.window_seconds = time.perf_counter() - self._start
 
 
 def accumulate(
-    policy: Policy, objective: Objective, trees: Sequence[Tree], pack_tokens: int, meter: Meter
-) -> tuple[float, int]:
-    """Run forward and backward over the packs of one step; gradients hold the *sum*.
-
-    Returns:
-        The step's weight and its tokens.
-    """
-    weight, tokens = 0.0, 0
-    for indices in cut(trees, pack_tokens):
-        pack = Pack.of([trees[i] for i in indices], policy.device)
-        loss = objective.loss(policy, pack)
+    policy: Policy,
+    objective: Objective,
+    packs: Sequence[Sequence[Tree]],
+    meter: Meter,
+    guard: Guard | None = None,
+    step: int = 1,
+) -> float:
+    """Run forward and backward over `packs`; gradients hold the *sum*. Return its weight."""
+    weight = 0.0
+    for trees in packs:
+        loss = objective.loss(policy, Pack.of(trees, policy.device))
         loss.total.backward()  # type: ignore[no-untyped-call]
         meter.add(loss)
         weight += loss.weight
-        tokens += pack.input_ids.shape[1]
-    return weight, tokens
+        if guard:
+            guard.see(loss.total, step, [tree.origin for tree in trees])
+    return weight
 
 
-def normalise(parameters: Sequence[nn.Parameter], weight: float, clip_norm: float | None) -> torch.Tensor:
+def normalise(
+    parameters: Sequence[nn.Parameter], weight: float | torch.Tensor, clip_norm: float | None
+) -> torch.Tensor:
     """Divide the summed gradients by `weight`, clip them, and return their norm before clipping."""
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    gradients = [local_tensor(parameter.grad) for parameter in parameters if parameter.grad is not None]
     torch._foreach_mul_(gradients, 1.0 / weight)
-    return nn.utils.clip_grad_norm_(parameters, math.inf if clip_norm is None else clip_norm, foreach=True)
-
-
-def run(
-    policy: Policy,
-    objective: Objective,
-    trees: Sequence[Tree],
-    sampler: Sampler,
-    optimiser: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.LRScheduler,
-    plan: Plan,
-    on_log: Callable[[StepReport], None],
-    on_evaluate: Callable[[int], object],
-) -> None:
-    """Train for `plan.total_steps` steps.
-
-    Raises:
-        LuthierError: The loss or the gradient is not finite, seen at the next logging point.
-    """
-    parameters = [parameter for parameter in policy.model.parameters() if parameter.requires_grad]
-    meter, tokens, window_tokens, seconds = Meter(), 0, 0, 0.0
-    policy.model.train()
-    start = time.perf_counter()
-    for step, indices in enumerate(sampler.batches(plan.total_steps), 1):
-        weight, count = accumulate(policy, objective, [trees[i] for i in indices], plan.pack_tokens, meter)
-        grad_norm = normalise(parameters, weight, plan.clip_norm)
-        learning_rate = schedule.get_last_lr()[0]
-        optimiser.step()
-        schedule.step()
-        optimiser.zero_grad(set_to_none=True)
-        window_tokens += count
-        evaluating = plan.evaluate_every and step % plan.evaluate_every == 0 and step < plan.total_steps
-        if step % plan.log_every == 0 or step in (1, plan.total_steps) or evaluating:
-            means, norm = meter.drain(), float(grad_norm)
-            window = time.perf_counter() - start
-            seconds, tokens = seconds + window, tokens + window_tokens
-            report = StepReport(
-                step=step,
-                total_steps=plan.total_steps,
-                epoch=step / sampler.steps_per_epoch,
-                loss=means.pop("loss"),
-                metrics=means,
-                learning_rate=float(learning_rate),
-                grad_norm=norm,
-                tokens=tokens,
-                tokens_per_second=window_tokens / window,
-                memory_mb=peak_memory_mb(policy.device),
-                seconds=seconds,
-            )
-            check_finite(report)
-            on_log(report)
-            if evaluating:
-                on_evaluate(step)
-                policy.model.train()
-            window_tokens, start = 0, time.perf_counter()
-
-
-def check_finite(report: StepReport) -> None:
-    """Stop a run whose numbers are no longer numbers."""
-    if not (math.isfinite(report.loss) and math.isfinite(report.grad_norm)):
-        raise LuthierError(
-            f"step {report.step}: loss {report.loss}, gradient norm {report.grad_norm}: not finite; "
-            "lower optimiser.lr, or train with model.dtype=float32"
-        )
+    norm = nn.utils.clip_grad_norm_(parameters, math.inf if clip_norm is None else clip_norm, foreach=True)
+    return whole_tensor(norm)

@@ -1,11 +1,17 @@
-"""One small tree of errors that a person can cause; each is one line and ends the command with status 2."""
+"""One small tree of errors that a person can cause; each is one line and ends the command, with status 2."""
 
 import difflib
 from collections.abc import Iterable
 
 
 class LuthierError(Exception):
-    """What is wrong, where, what was expected, the way out — in one line."""
+    """What is wrong, where, what was expected, the way out — in one line.
+
+    Attributes:
+        status: Exit status of a command that ends with it.
+    """
+
+    status: int = 2
 
 
 class ConfigError(LuthierError, ValueError):

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
 from luthier.codec import Codec
 from luthier.data import Encoded
-from luthier.data_source import DataSource
+from luthier.data_source import DataSource, Row
 from luthier.objective import Objective
+from luthier.parallel import Processes
 from luthier.policy import Policy
 from luthier.report import EvaluationReport, Sample
 from luthier.settings import EvaluationConfig
@@ -29,12 +30,17 @@ class Evaluator:
     held_out: Encoded
     settings: EvaluationConfig
     pack_tokens: int
+    processes: Processes = field(default_factory=Processes)
 
     def report(self, step: int, answer: bool) -> EvaluationReport:
-        """Return the held-out loss and, with `answer`, the share of prompts answered right."""
+        """Return the held-out loss and, with `answer`, the share of prompts answered right.
+
+        Every process must call it; each measures its part, all return the whole.
+        """
         self.policy.model.eval()
-        loss, perplexity = self._loss()
-        samples = self._answers() if answer and self.settings.generate else []
+        with self.processes.whole(self.policy):
+            loss, perplexity = self._loss()
+            samples = self._answers() if answer and self.settings.generate else []
         scores = [sample.score for sample in samples if sample.score is not None]
         return EvaluationReport(
             step=step,
@@ -52,29 +58,34 @@ class Evaluator:
         """Return the mean objective loss, and the perplexity of a supervised token."""
         total, weight, nll, tokens = 0.0, 0.0, 0.0, 0
         trees = self.held_out.trees
-        for indices in cut(trees, self.pack_tokens):
+        for indices in self.processes.share(cut(trees, self.pack_tokens)):
             pack = Pack.of([trees[i] for i in indices], self.policy.device)
             loss = self.objective.loss(self.policy, pack)
             total, weight = total + float(loss.total), weight + loss.weight
             value, count = loss.metrics.get("nll", (loss.total, loss.weight))
             nll, tokens = nll + float(value), tokens + int(count)
+        parts = self.processes.gather((total, weight, nll, tokens))
+        total, weight, nll, tokens = (sum(column) for column in zip(*parts, strict=True))
         # exp of a float above 709 overflows, and JSON has no infinity.
         return total / weight, math.exp(min(nll / tokens, 700.0))
 
     def _answers(self) -> list[Sample]:
         rows = [row for row in self.held_out.rows if "prompt" in row.fields]
-        prompts = [self.codec.prompt_ids(row.fields["prompt"], row.origin) for row in rows]
+        mine = self.processes.share(range(len(rows)))
+        prompts = [self.codec.prompt_ids(rows[i].fields["prompt"], rows[i].origin) for i in mine]
         answers = generate(self.policy, self.codec, prompts, self.settings)
-        return [
-            Sample(
-                origin=row.origin,
-                prompt=_text(row.fields["prompt"]),
-                answer=answer,
-                expected=_text(row.fields.get("completion", "")),
-                score=self.source.verify(row, answer),
-            )
-            for row, answer in zip(rows, answers, strict=True)
-        ]
+        samples = {i: self._sample(rows[i], answer) for i, answer in zip(mine, answers, strict=True)}
+        everyones = {i: sample for part in self.processes.gather(samples) for i, sample in part.items()}
+        return [everyones[i] for i in range(len(rows))]
+
+    def _sample(self, row: Row, answer: str) -> Sample:
+        return Sample(
+            origin=row.origin,
+            prompt=_text(row.fields["prompt"]),
+            answer=answer,
+            expected=_text(row.fields.get("completion", "")),
+            score=self.source.verify(row, answer),
+        )
 
 
 def generate(

@@ -15,6 +15,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+import luthier
 from luthier import cli, config
 from luthier.errors import LuthierError
 from luthier.explain import explain
@@ -31,6 +32,9 @@ def launch(verb: str, overrides: list[str]) -> int:
         LuthierError: The config cannot be composed, or a single run ended with an error.
     """
     config.prepare()
+    if _beside_hydra(overrides):
+        getattr(luthier, verb)(config.compose(verb, overrides))
+        return 0
     # Hydra would print its own, longer account of an error and exit with status 1.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     jobs = _Jobs(verb)
@@ -49,6 +53,20 @@ def launch(verb: str, overrides: list[str]) -> int:
     if len(jobs.folders) > 1:
         show_runs(jobs.told_apart())
     return 1 if jobs.failed else 0
+
+
+def _beside_hydra(overrides: list[str]) -> bool:
+    """Whether there is a run folder already, which Hydra would make: the main process's, or a resumed run's.
+
+    Raises:
+        LuthierError: A multirun of such runs.
+    """
+    resumed = config.resumed_run(overrides)
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if (resumed or several) and {"-m", "--multirun"} & set(overrides):
+        what = "resume=FOLDER" if resumed else "accelerate launch"
+        raise LuthierError(f"-m starts new runs one after the other and cannot be combined with {what}")
+    return bool(resumed) or int(os.environ.get("RANK", "0")) > 0
 
 
 class _Jobs:
@@ -81,11 +99,9 @@ class _Jobs:
 
     def _here(self, composed: DictConfig) -> None:
         """Run the only job in this process; Hydra would print its own lines about an error, so it is kept."""
-        from luthier import training
-
         try:
             config.validate(self.verb, composed)
-            getattr(training, self.verb)(composed)
+            getattr(luthier, self.verb)(composed)
         except LuthierError as error:
             self.error = error
 

@@ -33,6 +33,9 @@ class ModelConfig:
     device: str = option("auto", "auto (CUDA if there is one), cpu, cuda, cuda:1 …")
     revision: str | None = option(None, "Branch, tag or commit at the hub.")
     chat_template: str | None = option(None, "A Jinja file that replaces the tokenizer's chat template.")
+    gradient_checkpointing: bool = option(
+        False, "Recompute activations in the backward pass: less memory, about a third more time."
+    )
 
 
 @dataclass(frozen=True)

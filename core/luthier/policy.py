@@ -2,8 +2,9 @@
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -59,6 +60,8 @@ class Policy:
     def __init__(self, model: PreTrainedModel, *, autocast_dtype: torch.dtype | None = None) -> None:
         self.model = model
         self.autocast_dtype = autocast_dtype
+        # A sharded model must be called inside its outermost module: see `luthier.parallel`.
+        self.route: Callable[[Callable[[], Any]], Any] = _here
         self._forward = self._candidates()[0]
         with contextlib.suppress(ModelError):  # `check` says it, and what to do instead
             self._forward.attach()
@@ -78,12 +81,13 @@ class Policy:
     def logprobs(self, pack: Pack) -> Logprobs:
         """Return the log-probabilities of the pack's scored tokens, differentiable."""
         with self.autocast():
-            return Logprobs(self._forward.logprobs(pack), pack.offsets)
+            return Logprobs(self.route(lambda: self._forward.logprobs(pack)), pack.offsets)
 
     def hidden(self, pack: Pack, positions: torch.Tensor) -> torch.Tensor:
         """Return (n, d), the last hidden states at `positions` (n,) of the pack's row; differentiable."""
         with self.autocast():
-            return self._forward.hidden(pack, positions)
+            hidden: torch.Tensor = self.route(lambda: self._forward.hidden(pack, positions))
+            return hidden
 
     @contextlib.contextmanager
     def native_attention(self) -> Iterator[None]:
@@ -154,6 +158,10 @@ class Policy:
         dtype = self.autocast_dtype or self.model.dtype
         # `not <=`, so that NaN is a fault.
         return "" if apart <= TOLERANCE.get(dtype, 0.3) else f"log-probabilities stray by {apart:.2g}"
+
+
+def _here(call: Callable[[], Any]) -> Any:
+    return call()
 
 
 @contextlib.contextmanager

@@ -87,6 +87,7 @@ class TrainResult:
     Attributes:
         run_dir: The run folder.
         model_dir: Where the adapter or the full model is, in the field's formats.
+        steps: Optimiser steps done; fewer than planned where patience ended.
         first_loss: Loss of the first optimiser step.
         last_loss: Loss at the last logging point.
         before: Held-out quality before training, or None without `eval_data`.
@@ -98,6 +99,7 @@ class TrainResult:
         seconds: Training time.
         peak_memory_mb: Peak memory: of the accelerator, or of the process on CPU.
         versions: Versions that ran.
+        restored_step: The step whose weights were kept (evaluation.restore_best); None: the last one.
     """
 
     run_dir: Path
@@ -114,6 +116,7 @@ class TrainResult:
     seconds: float
     peak_memory_mb: float
     versions: dict[str, str]
+    restored_step: int | None = None
 
 
 def peak_memory_mb(device: torch.device) -> float:
@@ -128,6 +131,20 @@ def versions() -> dict[str, str]:
     """Return the versions a result depends on."""
     packages = ("luthier", "torch", "transformers", "safetensors", "pluggy", "hydra-core", "omegaconf")
     return {"python": platform.python_version(), **{name: version(name) for name in packages}}
+
+
+def evaluation_of(plain: dict[str, Any] | None) -> EvaluationReport | None:
+    """Return the evaluation that `as_json` made `plain` of."""
+    if plain is None:
+        return None
+    return EvaluationReport(**{**plain, "samples": [Sample(**sample) for sample in plain["samples"]]})
+
+
+def result_of(plain: dict[str, Any]) -> TrainResult:
+    """Return the result that a ``summary.json`` holds."""
+    folders = {name: Path(plain[name]) for name in ("run_dir", "model_dir")}
+    reports = {name: evaluation_of(plain[name]) for name in ("before", "after")}
+    return TrainResult(**{**plain, **folders, **reports})
 
 
 def as_json(record: Any) -> dict[str, Any]:

@@ -26,6 +26,17 @@ class EvaluationConfig:
     max_new_tokens: int = option(64, "Tokens an answer may have.")
     batch_size: int = option(32, "Prompts answered at a time.")
     samples: int = option(3, "Answers shown before and after training.")
+    patience: int | None = option(None, "Stop after so many evaluations without a lower loss; null: never.")
+    restore_best: bool = option(False, "Keep the weights of the evaluation with the lowest loss.")
+
+
+@dataclass
+class CheckpointConfig:
+    """When checkpoints are saved; every run saves one when it is stopped by Ctrl-C or SIGTERM."""
+
+    every: int | None = option(None, "Steps between checkpoints; null: by time; 0: only when stopped.")
+    minutes: float = option(10.0, "Minutes between checkpoints where `every` is null; the last step has one.")
+    keep: int = option(2, "Checkpoints that stay; the best one (evaluation.restore_best) stays besides.")
 
 
 @dataclass
@@ -49,6 +60,7 @@ class TrainConfig:
     trackers: dict[str, Any] = field(default_factory=dict)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     plugins: PluginsConfig = field(default_factory=PluginsConfig)
     batch_size: int = option(16, "Examples per optimiser step, over all processes.")
     pack_tokens: int = option(
@@ -58,11 +70,13 @@ class TrainConfig:
     max_steps: int | None = option(None, "Optimiser steps; null: as many as `epochs` says.")
     max_length: int | None = option(None, "Longest example in tokens; longer ones are dropped and counted.")
     clip_norm: float | None = option(1.0, "Largest global gradient norm; null: no clipping.")
-    gradient_checkpointing: bool = option(False, "Recompute activations in the backward pass: less memory.")
     shuffle: bool = option(True, "Draw a new order of the examples every epoch.")
     seed: int = option(0, "Seed of the order, the adapter's start and dropout.")
     log_every: int = option(5, "Optimiser steps between two lines of metrics.jsonl.")
     run_dir: str = option("runs/${now:%Y-%m-%d_%H-%M-%S}", "Folder of the run: config, metrics, result.")
+    resume: str | None = option(
+        None, "A run folder: continue that run as it was; auto: continue what run_dir holds, if anything."
+    )
 
 
 @dataclass

@@ -1,46 +1,52 @@
-"""`train` and `evaluate`: from a composed config to a result, each step one line."""
+"""`train`: from a composed config to a result, each step one line."""
 
 from __future__ import annotations
 
-import contextlib
+import logging
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
+from torch import nn
 
 from luthier import config as configs
-from luthier import engine
+from luthier import signals
 from luthier.adapter import Adapter
-from luthier.catalogue import catalogue
+from luthier.checkpoint import Checkpoint, Checkpoints
 from luthier.codec import Codec
 from luthier.data import Encoded, Sampler, encode
-from luthier.data_source import DataSource
+from luthier.engine import Loop, Plan, Progress
 from luthier.errors import ConfigError
 from luthier.evaluation import Evaluator
-from luthier.header import header, model_line, parameter_counts
+from luthier.header import header, parameter_counts
+from luthier.measuring import evaluator_of, held_out_rows, longest, policy_of
 from luthier.model import LoadedModel, load_model
 from luthier.objective import Objective
+from luthier.parallel import Processes
 from luthier.policy import Policy
+from luthier.recorder import Recorder
 from luthier.report import (
     EvaluationReport,
-    StepReport,
     TrainResult,
-    append_line,
     as_json,
     peak_memory_mb,
+    result_of,
     versions,
     write_json,
 )
+from luthier.run_folder import finished, hooks, run_folder, write_config
 from luthier.schedule import schedule
-from luthier.settings import EvaluationConfig
+from luthier.state import TrainingState, seed_everything
+
+log = logging.getLogger("luthier")
 
 
 def train(config: DictConfig) -> TrainResult:
-    """Fine-tune as `config` says and leave a run folder.
+    """Fine-tune as `config` says and leave a run folder; with `resume`, go on where a run stopped.
+
+    Under `accelerate launch`, every process calls it.
 
     Args:
         config: What `luthier.compose("train", overrides)` returns.
@@ -48,27 +54,11 @@ def train(config: DictConfig) -> TrainResult:
     Raises:
         LuthierError: Something a person can mend; one line says what, where and how.
     """
-    with _run(config) as run_dir:
-        return _Training.prepare(config, run_dir).go()
-
-
-def evaluate(config: DictConfig) -> EvaluationReport:
-    """Measure a model on the rows of `config.data`, and leave answers and summary in the run folder.
-
-    Raises:
-        LuthierError: Something a person can mend; one line says what, where and how.
-    """
-    with _run(config) as run_dir:
-        loaded = load_model(config.model, train_base=False)
-        objective: Objective = configs.build("objective", config.objective)
-        held_out = _held_out(config, "data", loaded, objective)
-        evaluator = _evaluator(config, _policy(loaded), loaded, objective, *held_out)
-        hook = catalogue().hooks.hook
-        hook.after_header(lines=[model_line(loaded), f"data      {evaluator.held_out.summary()}"])
-        report = evaluator.report(step=0, answer=True)
-        hook.after_evaluation(report=report)
-        write_json(run_dir / "summary.json", {**as_json(report), "versions": versions()})
-        return report
+    processes = Processes.launched()
+    if not processes.main:
+        log.setLevel(logging.ERROR)
+    with run_folder(config, processes) as run_dir:
+        return _Training.prepare(config, run_dir, processes).go()
 
 
 @dataclass(frozen=True)
@@ -77,76 +67,111 @@ class _Training:
 
     config: DictConfig
     run_dir: Path
+    processes: Processes
     loaded: LoadedModel
     adapter: Adapter
     objective: Objective
     policy: Policy
     data: Encoded
     evaluator: Evaluator | None
+    twin: nn.Module | None
 
     @classmethod
-    def prepare(cls, config: DictConfig, run_dir: Path) -> _Training:
+    def prepare(cls, config: DictConfig, run_dir: Path, processes: Processes) -> _Training:
         """Build every method, load the model, attach the adapter, encode the data."""
-        torch.manual_seed(config.seed)
+        seed_everything(config.seed, processes.rank)
         adapter: Adapter = configs.build("adapter", config.adapter)
         objective: Objective = configs.build("objective", config.objective)
-        source: DataSource = configs.build("data_source", config.data)
+        source = configs.build("data_source", config.data)
         quantiser = configs.build("quantiser", config.quantiser) if config.quantiser else None
         load_options = quantiser.load_options if quantiser else None
         loaded = load_model(config.model, train_base=adapter.trains_base, load_options=load_options)
-        data = encode(source, objective, Codec(loaded.tokenizer), _max_length(config, loaded))
-        held_out = _held_out(config, "eval_data", loaded, objective) if config.eval_data else None
+        data = encode(source, objective, Codec(loaded.tokenizer), longest(config, loaded))
+        held_out = held_out_rows(config, "eval_data", loaded, objective) if config.eval_data else None
         if held_out:
             data = data.without(held_out[1])
             if not len(data):
                 raise ConfigError("every row of data is also in eval_data: nothing is left to train on")
         adapter.attach(loaded.model, torch.Generator().manual_seed(config.seed))
-        if config.gradient_checkpointing:
+        if config.model.gradient_checkpointing:
             loaded.model.gradient_checkpointing_enable({"use_reentrant": False})
         # After the adapter, which may have changed the output head that the policy looks at.
-        policy = _policy(loaded)
-        evaluator = _evaluator(config, policy, loaded, objective, *held_out) if held_out else None
-        catalogue().hooks.hook.after_model_prepared(model=loaded.model, config=config)
-        return cls(config, run_dir, loaded, adapter, objective, policy, data, evaluator)
+        policy = policy_of(loaded)
+        evaluator = evaluator_of(config, policy, loaded, objective, held_out, processes) if held_out else None
+        hooks(processes).after_model_prepared(model=loaded.model, config=config)
+        twin = processes.distribute(policy)
+        return cls(config, run_dir, processes, loaded, adapter, objective, policy, data, evaluator, twin)
 
     def go(self) -> TrainResult:
         """Evaluate, train, evaluate, save, read back, sum up."""
-        hook = catalogue().hooks.hook
+        hook = hooks(self.processes)
         total_steps, sampler = self._steps()
+        recorder = self._recorder(total_steps)
         held_out = self.evaluator.held_out if self.evaluator else None
-        trained = [(name, p) for name, p in self.loaded.model.named_parameters() if p.requires_grad]
-        optimiser = configs.build("optimiser", self.config.optimiser).build(trained)
-        lr_schedule = schedule(self.config.schedule, optimiser, total_steps)
         hook.after_header(lines=header(self.config, self.loaded, self.data, held_out, total_steps))
-        before = self._evaluate(0, answer=True)
-        hook.before_train(run_dir=self.run_dir, config=self.config, total_steps=total_steps, start_step=0)
-        reports: list[StepReport] = []
+        checkpoint = self._checkpoint(recorder.checkpoints)
+        if checkpoint and checkpoint.step >= total_steps and (summary := finished(self.run_dir)):
+            log.warning("%s is complete: all %d steps are done", self.run_dir, total_steps)
+            return result_of(summary)
+        progress = recorder.resume(checkpoint) if checkpoint else Progress()
+        if self.processes.main:
+            write_config(self.config, self.run_dir)
+        if checkpoint is None:
+            recorder.before = recorder.evaluated(0, answer=True)
+        hook.before_train(
+            run_dir=self.run_dir, config=self.config, total_steps=total_steps, start_step=progress.step
+        )
+        with signals.caught() as recorder.signalled:
+            self._loop(recorder, sampler, progress).run()
+        return self._finish(recorder, progress)
 
-        def on_log(report: StepReport) -> None:
-            reports.append(report)
-            append_line(self.run_dir / "metrics.jsonl", as_json(report))
-            hook.after_step(report=report)
+    def _finish(self, recorder: Recorder, progress: Progress) -> TrainResult:
+        peak = peak_memory_mb(self.policy.device)
+        restored = self._restore_best(recorder, progress)
+        # Saved first: whatever the evaluation meets, the training is not lost.
+        self._save()
+        after = recorder.evaluated(progress.step, answer=True)
+        result = self._result(progress, recorder.before, after, peak, restored)
+        if self.processes.main:
+            write_json(self.run_dir / "summary.json", as_json(result))
+        hooks(self.processes).after_train(result=result)
+        return result
 
-        plan = engine.Plan(
-            total_steps=total_steps,
+    def _loop(self, recorder: Recorder, sampler: Sampler, progress: Progress) -> Loop:
+        plan = Plan(
+            total_steps=recorder.total_steps,
             pack_tokens=self.config.pack_tokens,
             clip_norm=self.config.clip_norm,
             log_every=self.config.log_every,
             evaluate_every=self.config.evaluation.every if self.evaluator else 0,
+            patience=self.config.evaluation.patience,
+            keep_best=self.config.evaluation.restore_best,
         )
-        engine.run(
-            self.policy, self.objective, self.data.trees, sampler, optimiser, lr_schedule, plan,
-            on_log, lambda step: self._evaluate(step, answer=False),
+        state = recorder.state
+        return Loop(
+            self.policy, self.objective, self.data.trees, sampler, state.optimiser, state.schedule, plan,
+            recorder, progress, self.processes,
         )  # fmt: skip
-        peak = peak_memory_mb(self.policy.device)
-        # Saved first: whatever the evaluation meets, the training is not lost.
-        self.adapter.save(self.loaded.model, self.run_dir / "model", self.loaded.name)
-        self.loaded.tokenizer.save_pretrained(self.run_dir / "model")
-        after = self._evaluate(total_steps, answer=True)
-        result = self._result(reports, before, after, peak)
-        write_json(self.run_dir / "summary.json", as_json(result))
-        hook.after_train(result=result)
-        return result
+
+    def _recorder(self, total_steps: int) -> Recorder:
+        trained = [(name, p) for name, p in self.loaded.model.named_parameters() if p.requires_grad]
+        optimiser = configs.build("optimiser", self.config.optimiser).build(trained)
+        lr_schedule = schedule(self.config.schedule, optimiser, total_steps)
+        state = TrainingState(self.loaded.model, optimiser, lr_schedule, self.processes)
+        return Recorder(
+            self.config, self.run_dir, self.data, self.evaluator, state, self.processes, total_steps
+        )
+
+    def _checkpoint(self, checkpoints: Checkpoints) -> Checkpoint | None:
+        """Return what to go on from; every process takes the main one's choice."""
+        if not self.config.resume:
+            return None
+        found = checkpoints.newest() if self.processes.main else None
+        step = self.processes.same(found.step if found else None)
+        if step is None:
+            log.warning("%s holds no whole checkpoint: the run starts anew", self.run_dir)
+            return None
+        return Checkpoint(checkpoints.folder(step), step)
 
     def _steps(self) -> tuple[int, Sampler]:
         config = self.config
@@ -155,105 +180,44 @@ class _Training:
             raise ConfigError(f"epochs={config.epochs} must be positive: no step to train")
         return config.max_steps or math.ceil(config.epochs * sampler.steps_per_epoch), sampler
 
-    def _evaluate(self, step: int, answer: bool) -> EvaluationReport | None:
-        if self.evaluator is None:
+    def _restore_best(self, recorder: Recorder, progress: Progress) -> int | None:
+        best = progress.best_step
+        if not (self.config.evaluation.restore_best and best) or best == progress.step:
             return None
-        report = self.evaluator.report(step, answer)
-        append_line(self.run_dir / "evaluations.jsonl", as_json(report))
-        catalogue().hooks.hook.after_evaluation(report=report)
-        return report
+        recorder.state.restore_weights(recorder.checkpoints.at(best).load().tensors["weights"])
+        return best
+
+    def _save(self) -> None:
+        model = self.processes.gather_into(self.twin, self.loaded.model)
+        if self.processes.main:
+            self.adapter.save(model, self.run_dir / "model", self.loaded.name)
+            self.loaded.tokenizer.save_pretrained(self.run_dir / "model")
+        self.processes.gather(None)  # nobody goes on before it is written
 
     def _result(
         self,
-        reports: list[StepReport],
+        progress: Progress,
         before: EvaluationReport | None,
         after: EvaluationReport | None,
         peak: float,
+        restored: int | None,
     ) -> TrainResult:
-        last = reports[-1]
         trained, total = parameter_counts(self.loaded.model)
+        assert progress.first_loss is not None
         return TrainResult(
             run_dir=self.run_dir,
             model_dir=self.run_dir / "model",
-            steps=last.step,
-            first_loss=reports[0].loss,
-            last_loss=last.loss,
+            steps=progress.step,
+            first_loss=progress.first_loss,
+            last_loss=progress.last_loss,
             before=before,
             after=after,
             trainable_parameters=trained,
             total_parameters=total,
-            tokens=last.tokens,
-            tokens_per_second=last.tokens / last.seconds,
-            seconds=last.seconds,
+            tokens=progress.tokens,
+            tokens_per_second=progress.tokens / progress.seconds,
+            seconds=progress.seconds,
             peak_memory_mb=peak,
             versions=versions(),
+            restored_step=restored,
         )
-
-
-def _policy(loaded: LoadedModel) -> Policy:
-    policy = Policy(loaded.model, autocast_dtype=loaded.autocast_dtype)
-    policy.check()
-    return policy
-
-
-def _max_length(config: DictConfig, loaded: LoadedModel) -> int:
-    context = loaded.context
-    if config.max_length and context and config.max_length > context:
-        raise ConfigError(f"max_length={config.max_length} is more than the model's context, {context}")
-    return int(config.max_length or context or 2**20)
-
-
-def _held_out(
-    config: DictConfig, key: str, loaded: LoadedModel, objective: Objective
-) -> tuple[DataSource, Encoded]:
-    source: DataSource = configs.build("data_source", config[key])
-    return source, encode(source, objective, Codec(loaded.tokenizer), _max_length(config, loaded))
-
-
-def _evaluator(
-    config: DictConfig,
-    policy: Policy,
-    loaded: LoadedModel,
-    objective: Objective,
-    source: DataSource,
-    held_out: Encoded,
-) -> Evaluator:
-    values: Any = OmegaConf.to_container(config.evaluation)
-    settings = EvaluationConfig(**values)
-    codec = Codec(loaded.tokenizer)
-    return Evaluator(policy, objective, codec, source, held_out, settings, config.pack_tokens)
-
-
-@contextlib.contextmanager
-def _run(config: DictConfig) -> Iterator[Path]:
-    """Open the run folder, register the configured trackers for its duration, report what ends it."""
-    run_dir = Path(config.run_dir)
-    if not config.run_dir or any((run_dir / name).exists() for name in ("config.yaml", "model")):
-        raise ConfigError(f"run_dir={config.run_dir} holds a run or a model already; choose another folder")
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(config, run_dir / "config.yaml", resolve=True)
-    except OSError as error:
-        raise ConfigError(f"run_dir={config.run_dir} cannot be written: {error.strerror}") from error
-    hooks = catalogue().hooks
-    trackers = [configs.build("tracker", node) for node in (config.get("trackers") or {}).values()]
-    for tracker in trackers:
-        hooks.register(tracker)
-    try:
-        hooks.hook.after_config_composed(config=config)
-        yield run_dir
-    except BaseException as error:
-        hooks.hook.on_train_error(error=error)
-        _clear(run_dir)
-        raise
-    finally:
-        for tracker in trackers:
-            hooks.unregister(tracker)
-
-
-def _clear(run_dir: Path) -> None:
-    """Leave no folder of a run that measured nothing, so that the mended command can use its name."""
-    if not any((run_dir / name).exists() for name in ("metrics.jsonl", "evaluations.jsonl")):
-        (run_dir / "config.yaml").unlink(missing_ok=True)
-        with contextlib.suppress(OSError):
-            run_dir.rmdir()

@@ -150,10 +150,15 @@ class Pack:
         return self.offsets[-1]
 
 
-def cut(trees: Sequence[Tree], pack_tokens: int) -> list[list[int]]:
+def cut(trees: Sequence[Tree], pack_tokens: int, multiple: int = 1) -> list[list[int]]:
     """Partition the indices of `trees` into few packs of at most `pack_tokens` tokens, of about equal size.
 
     Greedy, and the same for the same arguments. A tree that is larger than `pack_tokens` is a pack alone.
+
+    Args:
+        trees: What to pack.
+        pack_tokens: Tokens a pack may hold.
+        multiple: Make the number of packs a multiple of this, where there are enough trees for it.
     """
     sizes = [tree.tokens for tree in trees]
     order = sorted(range(len(sizes)), key=lambda index: -sizes[index])
@@ -166,7 +171,12 @@ def cut(trees: Sequence[Tree], pack_tokens: int) -> list[list[int]]:
         if max((sum(sizes[index] for index in pack) for pack in level), default=0) <= pack_tokens:
             packs = level
             break
-    return sorted(sorted(pack) for pack in alone + packs)
+    packs = alone + packs
+    while len(packs) % multiple and any(len(pack) > 1 for pack in packs):
+        largest = max((pack for pack in packs if len(pack) > 1), key=lambda pack: sum(sizes[i] for i in pack))
+        packs.remove(largest)
+        packs += _levelled(sorted(largest, key=lambda index: -sizes[index]), sizes, 2)
+    return sorted(sorted(pack) for pack in packs)
 
 
 def _segments(tree: Tree, root: int) -> list[Segment]:

@@ -49,7 +49,7 @@ class ProgressBar(Tracker):
         self._print("\n".join(f"[bold]{escape(line[:9])}[/]{escape(line[9:])}" for line in lines) + "\n")
 
     @hookimpl
-    def before_train(self, run_dir: Path, config: DictConfig, total_steps: int) -> None:
+    def before_train(self, run_dir: Path, config: DictConfig, total_steps: int, start_step: int) -> None:
         """Start the bar."""
         screen = self._screen
         if not (self.enabled and screen.console.is_terminal):

@@ -1,0 +1,86 @@
+"""`evaluate`, and the parts of an evaluation that `train` builds too."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from luthier import config as configs
+from luthier.codec import Codec
+from luthier.data import Encoded, encode
+from luthier.data_source import DataSource
+from luthier.errors import ConfigError
+from luthier.evaluation import Evaluator
+from luthier.header import model_line
+from luthier.model import LoadedModel, load_model
+from luthier.objective import Objective
+from luthier.parallel import Processes
+from luthier.policy import Policy
+from luthier.report import EvaluationReport, as_json, versions, write_json
+from luthier.run_folder import hooks, run_folder
+from luthier.settings import EvaluationConfig
+
+
+def evaluate(config: DictConfig) -> EvaluationReport:
+    """Measure a model on the rows of `config.data`, and leave answers and summary in the run folder.
+
+    Raises:
+        LuthierError: Something a person can mend; one line says what, where and how.
+    """
+    processes = Processes.launched()
+    with run_folder(config, processes) as run_dir:
+        loaded = load_model(config.model, train_base=False)
+        objective: Objective = configs.build("objective", config.objective)
+        held_out = held_out_rows(config, "data", loaded, objective)
+        evaluator = evaluator_of(config, policy_of(loaded), loaded, objective, held_out, processes)
+        hook = hooks(processes)
+        hook.after_header(lines=[model_line(loaded), f"data      {evaluator.held_out.summary()}"])
+        report = evaluator.report(step=0, answer=True)
+        hook.after_evaluation(report=report)
+        if processes.main:
+            write_json(run_dir / "summary.json", {**as_json(report), "versions": versions()})
+        return report
+
+
+def policy_of(loaded: LoadedModel) -> Policy:
+    """Return the checked policy of a loaded model."""
+    policy = Policy(loaded.model, autocast_dtype=loaded.autocast_dtype)
+    policy.check()
+    return policy
+
+
+def longest(config: DictConfig, loaded: LoadedModel) -> int:
+    """Return how many tokens an example may have.
+
+    Raises:
+        ConfigError: `max_length` is more than the model can take.
+    """
+    context = loaded.context
+    if config.max_length and context and config.max_length > context:
+        raise ConfigError(f"max_length={config.max_length} is more than the model's context, {context}")
+    return int(config.max_length or context or 2**20)
+
+
+def held_out_rows(
+    config: DictConfig, key: str, loaded: LoadedModel, objective: Objective
+) -> tuple[DataSource, Encoded]:
+    """Return the source that `config` has under `key`, and its encoded rows."""
+    source: DataSource = configs.build("data_source", config[key])
+    return source, encode(source, objective, Codec(loaded.tokenizer), longest(config, loaded))
+
+
+def evaluator_of(
+    config: DictConfig,
+    policy: Policy,
+    loaded: LoadedModel,
+    objective: Objective,
+    held_out: tuple[DataSource, Encoded],
+    processes: Processes,
+) -> Evaluator:
+    """Return what measures `policy` on the `held_out` rows."""
+    values: Any = OmegaConf.to_container(config.evaluation)
+    settings = EvaluationConfig(**values)
+    codec = Codec(loaded.tokenizer)
+    source, rows = held_out
+    return Evaluator(policy, objective, codec, source, rows, settings, config.pack_tokens, processes)

@@ -1,0 +1,135 @@
+"""What is watched while training: running averages, numbers that are none, parameters that do not move."""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NoReturn
+
+import torch
+from torch import nn
+
+from luthier.errors import LuthierError
+from luthier.objective import Loss
+from luthier.parallel import Processes, local_tensor
+
+log = logging.getLogger("luthier")
+PATIENCE = 10
+"""Steps after which a parameter should have moved, if the run is that long."""
+NAMED = 8
+"""Rows or parameters that a message names."""
+
+
+@dataclass
+class Meter:
+    """Sums between two logging points, kept on the device."""
+
+    sums: dict[str, torch.Tensor | float] = field(default_factory=lambda: defaultdict(float))
+    weights: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+
+    @classmethod
+    def of(cls, state: Mapping[str, Sequence[float]]) -> Meter:
+        """Return a meter that holds what `state` returned."""
+        meter = cls()
+        for name, (value, weight) in state.items():
+            meter.sums[name], meter.weights[name] = value, weight
+        return meter
+
+    def add(self, loss: Loss) -> None:
+        """Add the loss and the metrics of one pack."""
+        for name, (value, weight) in {"loss": (loss.total, loss.weight), **loss.metrics}.items():
+            self.sums[name] = self.sums[name] + value.detach()
+            self.weights[name] += weight
+
+    def state(self) -> dict[str, tuple[float, float]]:
+        """Return sums and weights by name."""
+        return {name: (float(value), self.weights[name]) for name, value in self.sums.items()}
+
+    def drain(self, processes: Processes | None = None) -> dict[str, float]:
+        """Return the averages over all processes and start anew."""
+        totals = self.sums_of((processes or Processes()).gather(self.state()))
+        self.sums.clear()
+        self.weights.clear()
+        return {name: value / weight for name, (value, weight) in totals.items()}
+
+    @staticmethod
+    def sums_of(states: Sequence[Mapping[str, tuple[float, float]]]) -> dict[str, tuple[float, float]]:
+        """Add up the states of several processes."""
+        totals: dict[str, tuple[float, float]] = {}
+        for state in states:
+            for name, (value, weight) in state.items():
+                before = totals.get(name, (0.0, 0.0))
+                totals[name] = before[0] + value, before[1] + weight
+        return totals
+
+
+class Guard:
+    """Remembers, on the device, the first number that was none, and names its rows when asked."""
+
+    def __init__(self) -> None:
+        self._first: torch.Tensor | None = None
+        self._seen: list[tuple[int, list[str] | None]] = []
+
+    def see(self, value: torch.Tensor, step: int, origins: list[str] | None = None) -> None:
+        """Look at a loss of the rows `origins`, or at the norm of the gradient of a whole step."""
+        bad = ~torch.isfinite(value.detach())
+        place = torch.where(bad, len(self._seen), -1)
+        self._first = place if self._first is None else torch.where(self._first < 0, place, self._first)
+        self._seen.append((step, origins))
+
+    def stop(self, processes: Processes, rows_of: Callable[[int], list[str]]) -> NoReturn:
+        """Say which rows gave the first number that was none; every process must call it.
+
+        Raises:
+            LuthierError: Always.
+        """
+        place = -1 if self._first is None else int(self._first)
+        step, origins = self._seen[place]
+        all_seen = processes.gather((place, step, origins))
+        found = [(where, rows) for number, where, rows in all_seen if number >= 0 and rows is not None]
+        if found:
+            step, what, rows = found[0][0], "the loss", [row for _, some in found for row in some]
+        else:
+            what, rows = "the gradient", rows_of(step)
+        more = f" and {len(rows) - NAMED} more" if len(rows) > NAMED else ""
+        raise LuthierError(
+            f"step {step}: {what} is not finite; its rows: {', '.join(rows[:NAMED])}{more}. The last "
+            "checkpoint is kept. Lower optimiser.lr, look at these rows, or train with model.dtype=float32"
+        )
+
+    def clear(self) -> None:
+        """Forget what was fine."""
+        self._first, self._seen = None, []
+
+
+class Unmoved:
+    """Warns of a trained parameter that the first steps left as it was (bf16 rounding, a broken graph)."""
+
+    def __init__(self, model: nn.Module, start_step: int, total_steps: int) -> None:
+        self._at = min(PATIENCE, total_steps)
+        watching = start_step == 0 and total_steps > 2
+        self._named = [(n, p) for n, p in model.named_parameters() if p.requires_grad] if watching else []
+        self._before = [_mark(parameter) for _, parameter in self._named]
+
+    def look(self, step: int) -> None:
+        """Compare, once, after a few steps."""
+        if step != self._at or not self._named:
+            return
+        pairs = zip(self._named, self._before, strict=True)
+        still = [name for (name, p), before in pairs if torch.equal(_mark(p), before)]
+        if still:
+            more = f" and {len(still) - NAMED} more" if len(still) > NAMED else ""
+            log.warning(
+                "%d of %d trained parameters have not moved after %d steps: %s%s. They get no gradient, or "
+                "steps too small for their dtype: check adapter.targets, model.dtype and optimiser.lr",
+                len(still), len(self._named), step, ", ".join(still[:NAMED]), more,
+            )  # fmt: skip
+        self._named, self._before = [], []
+
+
+def _mark(parameter: torch.Tensor) -> torch.Tensor:
+    """Return two sums that a moved parameter does not keep; nothing of its size is allocated."""
+    local = local_tensor(parameter.detach())
+    return torch.stack([local.sum(dtype=torch.float64), torch.linalg.vector_norm(local, dtype=torch.float64)])
