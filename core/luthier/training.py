@@ -169,7 +169,8 @@ class _Training:
         found = checkpoints.newest() if self.processes.main else None
         step = self.processes.same(found.step if found else None)
         if step is None:
-            log.warning("%s holds no whole checkpoint: the run starts anew", self.run_dir)
+            if self.config.resume != "auto" or checkpoints.steps():
+                log.warning("%s holds no whole checkpoint: the run starts anew", self.run_dir)
             return None
         return Checkpoint(checkpoints.folder(step), step)
 

@@ -62,17 +62,17 @@ def test_a_row_of_another_shape_is_named():
 def test_every_example_comes_once_an_epoch_in_a_new_order():
     sampler = Sampler(size=10, batch_size=4, shuffle=True, seed=1)
     assert sampler.steps_per_epoch == 3
-    batches = [list(batch) for batch in sampler.batches(6)]
+    batches = [list(sampler.batch(step)) for step in range(6)]
     assert [len(batch) for batch in batches] == [4, 4, 2, 4, 4, 2]
     first, second = (list(itertools.chain(*half)) for half in (batches[:3], batches[3:]))
     assert sorted(first) == sorted(second) == list(range(10))
     assert first != second
-    assert batches == [list(batch) for batch in sampler.batches(6)]
-    assert first != list(itertools.chain(*Sampler(10, 4, True, 2).batches(3)))
+    assert batches == [list(sampler.batch(step)) for step in range(6)]
+    assert first != list(itertools.chain(*map(Sampler(10, 4, True, 2).batch, range(3))))
 
 
 def test_without_shuffling_the_order_is_the_datas():
-    assert [list(b) for b in Sampler(5, 2, False, 0).batches(4)] == [[0, 1], [2, 3], [4], [0, 1]]
+    assert [list(Sampler(5, 2, False, 0).batch(step)) for step in range(4)] == [[0, 1], [2, 3], [4], [0, 1]]
 
 
 def test_conversations_that_only_begin_alike_are_not_the_same():

@@ -1,6 +1,7 @@
 """The loop: exact normalisation whatever the packing, clipping, schedules, and what it reports."""
 
 import copy
+import dataclasses
 import math
 
 import pytest
@@ -9,9 +10,11 @@ import torch
 from helpers import tiny_llama
 from luthier import Branch, LuthierError, Policy, Tree
 from luthier.data import Sampler
-from luthier.engine import Meter, Plan, accumulate, normalise, run
+from luthier.engine import Loop, Plan, accumulate, normalise
+from luthier.meter import Meter
 from luthier.schedule import schedule, warmup_steps
 from luthier.settings import ScheduleConfig
+from luthier.tree import cut
 from luthier_plugins.objectives.sft import SFT
 from luthier_plugins.optimisers.adamw import AdamW
 
@@ -35,8 +38,8 @@ def model():
 def gradients(model, trees, pack_tokens):
     model = copy.deepcopy(model)
     policy = Policy(model)
-    weight, tokens = accumulate(policy, SFT(), trees, pack_tokens, Meter())
-    assert tokens == sum(tree.tokens for tree in trees)
+    packs = [[trees[i] for i in pack] for pack in cut(trees, pack_tokens)]
+    weight = accumulate(policy, SFT(), packs, Meter())
     norm = normalise(list(model.parameters()), weight, None)
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}, float(norm)
 
@@ -68,14 +71,40 @@ def test_gradients_do_not_depend_on_pack_tokens(model):
         assert (small[name] - large[name]).norm() <= 1e-5 * large[name].norm(), name
 
 
-def train(model, trees, pack_tokens, steps=20, clip_norm=1.0, log_every=1, lr=1e-2):
+class Watcher:
+    """The loop's observer that keeps the reports and nothing else."""
+
+    def __init__(self, reports, losses=()):
+        self.reports, self.losses, self.saved = reports, list(losses), []
+
+    def log(self, report):
+        self.reports.append(report)
+
+    def evaluate(self, step):
+        return self.losses.pop(0)
+
+    def due(self, step):
+        return False
+
+    def save(self, progress):
+        self.saved.append(progress.step)
+
+    def stopping(self, step):
+        return False
+
+    def leave(self, step):
+        raise AssertionError
+
+
+def train(model, trees, pack_tokens, steps=20, clip_norm=1.0, log_every=1, lr=1e-2, objective=None):
     model = copy.deepcopy(model)
     optimiser = AdamW(lr=lr).build(list(model.named_parameters()))
     lr_schedule = schedule(ScheduleConfig("cosine", 0.1), optimiser, steps)
     reports = []
     plan = Plan(steps, pack_tokens, clip_norm, log_every)
     sampler = Sampler(len(trees), 8, True, 0)
-    run(Policy(model), SFT(), trees, sampler, optimiser, lr_schedule, plan, reports.append, lambda step: None)
+    watcher = Watcher(reports)
+    Loop(Policy(model), objective or SFT(), trees, sampler, optimiser, lr_schedule, plan, watcher).run()
     return model, reports
 
 
@@ -93,10 +122,11 @@ def test_logging_points_average_over_the_steps_between_them(model):
     _, every = train(model, trees, 512, steps=6, log_every=1)
     _, third = train(model, trees, 512, steps=6, log_every=3)
     assert [report.step for report in third] == [1, 3, 6]
-    weights = [sum(trees[i].scored_tokens for i in batch) for batch in Sampler(40, 8, True, 0).batches(6)]
+    batches = [Sampler(40, 8, True, 0).batch(step) for step in range(6)]
+    weights = [sum(trees[i].scored_tokens for i in batch) for batch in batches]
     window = sum(r.loss * w for r, w in zip(every[3:], weights[3:], strict=True)) / sum(weights[3:])
     assert math.isclose(third[-1].loss, window, rel_tol=1e-5)
-    assert third[-1].tokens == sum(trees[i].tokens for b in Sampler(40, 8, True, 0).batches(6) for i in b)
+    assert third[-1].tokens == sum(trees[i].tokens for b in batches for i in b)
     assert third[-1].epoch == 6 / 5
 
 
@@ -107,12 +137,68 @@ def test_clipping_bounds_the_gradient_and_reports_the_norm_before():
     torch.testing.assert_close(weight.grad, torch.tensor([0.6, 0.0, 0.8]), rtol=1e-5, atol=0)
 
 
-def test_a_loss_that_is_not_a_number_stops_the_run(model):
+def test_a_loss_that_is_not_a_number_stops_the_run_and_names_its_rows(model):
     broken = copy.deepcopy(model)
     with torch.no_grad():
         next(iter(broken.parameters())).fill_(math.nan)
-    with pytest.raises(LuthierError, match=r"step 1: loss nan.*lower optimiser.lr"):
-        train(broken, some_trees(8), 512, steps=2)
+    trees = [dataclasses.replace(tree, origin=f"rows.jsonl:{n}") for n, tree in enumerate(some_trees(8), 1)]
+    with pytest.raises(LuthierError, match=r"step 1: the loss is not finite; its rows: rows.jsonl:\d.*lr"):
+        train(broken, trees, 100, steps=2)
+
+
+def test_rows_of_other_packs_are_not_named(model):
+    trees = [dataclasses.replace(tree, origin=f"row {n}") for n, tree in enumerate(some_trees(8), 1)]
+
+    class OneBad(SFT):
+        def loss(self, policy, pack):
+            loss = super().loss(policy, pack)
+            bad = any(tree.origin == "row 3" for tree in pack.trees)
+            return dataclasses.replace(loss, total=loss.total * (math.inf if bad else 1.0))
+
+    with pytest.raises(LuthierError) as caught:
+        train(model, trees, 1, steps=1, objective=OneBad())
+    assert "its rows: row 3. The last" in str(caught.value)
+
+
+def test_weights_stay_as_they_were_before_the_bad_step(model):
+    trees, kept = some_trees(8), copy.deepcopy(model)
+    optimiser = torch.optim.SGD(kept.parameters(), lr=0.1)
+    plan = Plan(3, 512, None, 1)
+
+    class Later(SFT):
+        def loss(self, policy, pack):
+            loss = super().loss(policy, pack)
+            return dataclasses.replace(loss, total=loss.total * (math.nan if optimiser.steps else 1.0))
+
+    optimiser.steps = 0
+    after: list[torch.Tensor] = []
+
+    class Counting(Watcher):
+        def log(self, report):
+            optimiser.steps += 1
+            after[:] = [p.detach().clone() for p in kept.parameters()]
+
+    lr_schedule = schedule(ScheduleConfig("constant", 0), optimiser, 3)
+    loop = Loop(
+        Policy(kept), Later(), trees, Sampler(8, 8, False, 0), optimiser, lr_schedule, plan, Counting([])
+    )
+    with pytest.raises(LuthierError, match="step 2"):
+        loop.run()
+    assert all(torch.equal(a, p) for a, p in zip(after, kept.parameters(), strict=True))
+
+
+def test_patience_ends_a_run_and_the_best_is_kept(model):
+    plan = Plan(20, 512, 1.0, 5, evaluate_every=2, patience=2, keep_best=True)
+    trees, own = some_trees(8), copy.deepcopy(model)
+    optimiser = AdamW().build(list(own.named_parameters()))
+    watcher = Watcher([], losses=[3.0, 2.0, 2.5, 2.0])
+    progress = Loop(
+        Policy(own), SFT(), trees, Sampler(8, 4, True, 0), optimiser,
+        schedule(ScheduleConfig(), optimiser, 20), plan, watcher,
+    ).run()  # fmt: skip
+    assert progress.step == 8
+    assert (progress.best_step, progress.best_loss) == (4, 2.0)
+    assert watcher.saved == [2, 4]
 
 
 def test_the_schedule_warms_up_and_is_transformers_own():

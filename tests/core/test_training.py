@@ -93,7 +93,9 @@ def test_gradient_checkpointing_changes_nothing_but_memory(folder, tmp_path):
         train(
             compose(
                 "train",
-                overrides(folder, tmp_path / str(flag), "max_steps=3", f"gradient_checkpointing={flag}"),
+                overrides(
+                    folder, tmp_path / str(flag), "max_steps=3", f"model.gradient_checkpointing={flag}"
+                ),
             )
         ).last_loss
         for flag in (True, False)

@@ -1,0 +1,244 @@
+"""Going on: bit by bit the run that was never stopped, and never another run by mistake."""
+
+import itertools
+import json
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from helpers import tiny_llama, tiny_tokenizer
+from luthier import ConfigError, compose, hookimpl, resume, train
+from luthier.catalogue import catalogue
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("resumed")
+    tokenizer = tiny_tokenizer()
+    tiny_llama(vocab_size=len(tokenizer)).save_pretrained(path / "base")
+    tokenizer.save_pretrained(path / "base")
+    rows = [
+        {"prompt": f"{a}{b} ->", "completion": f" {b}{a}"} for a, b in itertools.product("abcdef", "ghij")
+    ]
+    (path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (path / "held.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[::5]))
+    return path
+
+
+def overrides(folder, run_dir, *more):
+    return [
+        f"model.path={folder}/base", "model.dtype=float32", "data=jsonl", f"data.path={folder}/rows.jsonl",
+        "batch_size=5", "optimiser.lr=1e-2", "max_steps=12", "checkpoint.every=4", f"run_dir={run_dir}",
+        "tracker=[]", *more,
+    ]  # fmt: skip
+
+
+class StopAt:
+    """Ends a run at a logging point, as a crash would."""
+
+    def __init__(self, step):
+        self.step = step
+
+    @hookimpl
+    def after_step(self, report):
+        if report.step == self.step:
+            raise RuntimeError("the power is gone")
+
+
+def crash(arguments, step):
+    """Run until the logging point at `step`, then fall over."""
+    hooks = catalogue().hooks
+    stop = StopAt(step)
+    hooks.register(stop)
+    try:
+        with pytest.raises(RuntimeError, match="the power"):
+            train(compose("train", arguments))
+    finally:
+        hooks.unregister(stop)
+
+
+def weights(result) -> bytes:
+    (file,) = result.model_dir.glob("*.safetensors")
+    return file.read_bytes()
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        ["adapter=lora", "adapter.dropout=0.2"],
+        ["adapter=lora", "adapter.init=pissa"],
+        ["adapter=full"],
+        ["adapter=full", "shuffle=false"],
+    ],
+    ids=["lora", "pissa", "full", "in_order"],
+)
+def test_a_crashed_run_goes_on_to_the_same_bits(folder, tmp_path, method):
+    whole = train(compose("train", overrides(folder, tmp_path / "whole", *method)))
+    # Step 10 is past the checkpoint of step 8, in the middle of the third epoch.
+    crash(overrides(folder, tmp_path / "run", *method), 10)
+    result = train(compose("train", [f"resume={tmp_path}/run"]))
+    assert weights(result) == weights(whole)
+    assert (result.first_loss, result.last_loss, result.tokens) == (
+        whole.first_loss, whole.last_loss, whole.tokens,
+    )  # fmt: skip
+
+
+def test_auto_starts_goes_on_and_knows_when_it_is_done(folder, tmp_path, caplog):
+    arguments = overrides(folder, tmp_path / "run", "resume=auto")
+    crash(arguments, 5)
+    result = train(compose("train", arguments))
+    whole = train(compose("train", overrides(folder, tmp_path / "whole")))
+    assert weights(result) == weights(whole)
+    with caplog.at_level(logging.WARNING, "luthier"):
+        again = train(compose("train", arguments))
+    assert "is complete: all 12 steps are done" in caplog.text
+    assert again == result
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_anew(folder, tmp_path):
+    arguments = overrides(folder, tmp_path / "run", "resume=auto", "checkpoint.every=100")
+    crash(arguments, 5)
+    assert train(compose("train", arguments)).steps == 12
+
+
+def test_a_damaged_checkpoint_costs_only_its_steps(folder, tmp_path, caplog):
+    crash(overrides(folder, tmp_path / "run"), 10)
+    file = tmp_path / "run/checkpoints/step-00000008/weights.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    with caplog.at_level(logging.WARNING, "luthier"):
+        result = train(compose("train", [f"resume={tmp_path}/run"]))
+    assert re.search(r"step-00000008 is damaged \(weights.safetensors is not what was written", caplog.text)
+    assert weights(result) == weights(train(compose("train", overrides(folder, tmp_path / "whole"))))
+
+
+def test_a_changed_config_says_what_changed_and_harms_nothing(folder, tmp_path):
+    run = tmp_path / "run"
+    crash(overrides(folder, run), 10)
+    before = (run / "config.yaml").read_text()
+    with pytest.raises(
+        ConfigError, match=r"config changed since .*: batch_size: 5 → 4; optimiser.lr: 0.01 → 0.5"
+    ):
+        train(compose("train", overrides(folder, run, "resume=auto", "batch_size=4", "optimiser.lr=0.5")))
+    assert (run / "config.yaml").read_text() == before
+    with pytest.raises(ConfigError, match=r"adapter.rank=3: resume=.* only .* may change"):
+        compose("train", [f"resume={run}", "adapter.rank=3"])
+    assert train(compose("train", [f"resume={run}", "log_every=2", "pack_tokens=64"])).steps == 12
+
+
+def test_a_changed_row_is_named(folder, tmp_path):
+    data = tmp_path / "rows.jsonl"
+    lines = (folder / "rows.jsonl").read_text().splitlines()
+    data.write_text("\n".join(lines))
+    crash(overrides(folder, tmp_path / "run", f"data.path={data}"), 10)
+    lines[6] = json.dumps({"prompt": "other", "completion": "row"})
+    data.write_text("\n".join([*lines, lines[0]]))
+    with pytest.raises(
+        ConfigError, match=r"24 rows then, 25 now; the first that differs is row 7 \(.*rows.jsonl:7\)"
+    ):
+        train(compose("train", [f"resume={tmp_path}/run"]))
+
+
+def test_changed_versions_are_told(folder, tmp_path, caplog, monkeypatch):
+    crash(overrides(folder, tmp_path / "run"), 10)
+    monkeypatch.setattr(resume, "versions", lambda: {"torch": "9.9"})
+    with caplog.at_level(logging.WARNING, "luthier"):
+        train(compose("train", [f"resume={tmp_path}/run"]))
+    assert re.search(r"versions changed since the checkpoint.*torch \S+ → 9.9", caplog.text)
+
+
+def test_a_run_may_go_on_for_longer(folder, tmp_path, caplog):
+    first = train(compose("train", overrides(folder, tmp_path / "run")))
+    with caplog.at_level(logging.WARNING, "luthier"):
+        longer = train(compose("train", [f"resume={tmp_path}/run", "max_steps=20"]))
+    assert (longer.steps, longer.first_loss) == (20, first.first_loss)
+    assert "max_steps: 12 → 20: the schedule follows the new length" in caplog.text
+    assert "max_steps: 20" in (tmp_path / "run/config.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["resume=nowhere"], r"resume=nowhere: there is no run; expected a run folder with config.yaml"),
+        (["checkpoint.keep=0"], r"checkpoint.keep=0 must be at least 1"),
+        (["evaluation.patience=2"], r"evaluation.patience needs evaluations while training"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(folder, tmp_path, arguments, told):
+    with pytest.raises(ConfigError, match=told):
+        compose(
+            "train",
+            [*([] if "resume=nowhere" in arguments else overrides(folder, tmp_path / "r")), *arguments],
+        )
+
+
+def test_the_best_weights_are_kept_and_the_run_stops_early(folder, tmp_path):
+    more = ["data@eval_data=jsonl", f"eval_data.path={folder}/held.jsonl", "evaluation.generate=false"]
+    often = [*more, "evaluation.every=1", "optimiser.lr=0.3", "max_steps=40", "schedule.name=constant"]
+    result = train(compose("train", overrides(
+        folder, tmp_path / "run", *often, "evaluation.patience=3", "evaluation.restore_best=true",
+    )))  # fmt: skip
+    best = result.restored_step
+    assert result.steps == best + 3 < 40
+    until = train(compose("train", overrides(folder, tmp_path / "short", *often, f"max_steps={best}")))
+    assert weights(result) == weights(until)
+    assert result.after.loss == until.after.loss
+
+
+def command(folder, run_dir, *more):
+    return [sys.executable, "-m", "luthier", "train", *overrides(folder, run_dir, *more)]
+
+
+def started(arguments: list[str], run_dir: Path) -> subprocess.Popen[str]:
+    """Start a run and wait for its first checkpoint."""
+    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    patience = time.monotonic() + 120
+    while not (run_dir / "checkpoints" / "step-00000004").exists():
+        assert time.monotonic() < patience
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    return process
+
+
+@pytest.mark.parametrize(("number", "name"), [(signal.SIGTERM, "SIGTERM"), (signal.SIGINT, "Ctrl-C")])
+def test_a_signal_saves_and_says_how_to_go_on(folder, tmp_path, number, name):
+    run = tmp_path / "run"
+    steps = ["max_steps=100000", "checkpoint.every=4", "log_every=100000"]
+    process = started(command(folder, run, *steps), run)
+    os.kill(process.pid, number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    told = re.fullmatch(
+        rf"luthier: stopped by {name} after step (\d+); a checkpoint is saved, .*resume=(.*)\n", said
+    )
+    assert told, said
+    assert (run / "checkpoints" / f"step-{int(told[1]):08d}").is_dir()
+    assert Path(told[2]) == run
+
+
+def test_a_killed_process_goes_on_to_the_same_bits(folder, tmp_path):
+    run = tmp_path / "run"
+    arguments = command(folder, run, "max_steps=400", "resume=auto")
+    process = started(arguments, run)
+    process.kill()
+    process.communicate()
+    assert not (run / "model").exists()
+    subprocess.run(arguments, check=True, capture_output=True)
+    whole = train(compose("train", overrides(folder, tmp_path / "whole", "max_steps=400")))
+    assert (run / "model/adapter_model.safetensors").read_bytes() == weights(whole)
+
+
+def test_a_multirun_cannot_resume_one_run(folder, tmp_path):
+    said = subprocess.run(
+        [sys.executable, "-m", "luthier", "train", "-m", f"resume={tmp_path}"], capture_output=True, text=True
+    )
+    assert said.returncode == 2
+    assert "-m starts new runs one after the other and cannot be combined with resume=FOLDER" in said.stderr
