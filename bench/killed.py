@@ -96,6 +96,7 @@ def compare(folder: Path, adapter: str, runs: int) -> int:
 
 
 def main() -> None:
+    """Read the command line and compare."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -110,7 +111,7 @@ def main() -> None:
         for adapter in ("lora", "full"):
             kills = compare(folder, adapter, options.runs)
             print(
-                f"{adapter}: {options.runs} runs, {kills} kills, all ended in the weights of one never killed",
+                f"{adapter}: {options.runs} runs, {kills} kills: all end in the weights of a whole run",
                 flush=True,
             )
 

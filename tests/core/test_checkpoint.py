@@ -56,7 +56,7 @@ def test_a_missing_or_cut_file_is_noticed(tmp_path):
     (folder / "state.json").unlink()
     assert fault_of(folder) == "state.json is missing"
     assert checkpoints.newest() is None
-    with pytest.raises(LuthierError, match="damaged: state.json is missing"):
+    with pytest.raises(LuthierError, match=r"damaged: state\.json is missing"):
         checkpoints.at(1)
 
 

@@ -23,7 +23,7 @@ def test_a_meter_taken_up_again_averages_as_if_it_had_never_stopped():
     assert whole.drain() == {}
 
 
-@pytest.fixture()
+@pytest.fixture
 def model():
     model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3)).bfloat16()
     model[1].bias.requires_grad_(False)
