@@ -5,16 +5,14 @@ sync with which it looks for packed sequences. What a model says only in its mas
 reach this function, just as it does not reach flash attention; `Policy.check` finds such models.
 """
 
-import functools
-from collections.abc import Callable
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from transformers import AttentionInterface, PreTrainedModel
 
 from luthier.errors import ModelError
+from luthier.masked_attention import masked_attention
 from luthier.spans import TreeSpans
 from luthier.tile_attention import Terms, tile_attention
 
@@ -71,7 +69,7 @@ def tree_attention(
         low = torch.get_autocast_dtype(device)
         query, key, value = query.to(low), key.to(low), value.to(low)
     if device == "cuda" and not dropout:
-        return _flex(query, key, value, tree_spans, terms).transpose(1, 2).contiguous(), None
+        return masked_attention(query, key, value, tree_spans, terms).transpose(1, 2).contiguous(), None
     return tile_attention(query[0], key[0], value[0], tree_spans, terms)[None], None
 
 
@@ -89,58 +87,6 @@ def use_native(model: PreTrainedModel) -> None:
     """Switch `model` back to the attention it had before `use_tree`."""
     if model.config._attn_implementation == NAME:
         model.set_attn_implementation(_native[model])
-
-
-@functools.cache
-def _compiled() -> Callable[..., Any]:
-    return torch.compile(flex_attention)
-
-
-@functools.cache
-def _cap(softcap: float) -> Callable[..., torch.Tensor]:
-    # One function object a value, so that the compiled kernel is found again.
-    def cap(score: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
-        return softcap * torch.tanh(score / softcap)
-
-    return cap
-
-
-def _flex(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, spans: TreeSpans, terms: Terms
-) -> torch.Tensor:
-    cap = None if terms.softcap is None else _cap(terms.softcap)
-    mask = _block_mask(spans, terms.window, query.device)
-    attended: torch.Tensor = _compiled()(
-        query,
-        key,
-        value,
-        score_mod=cap,
-        block_mask=mask,
-        scale=terms.scale,
-        enable_gqa=query.shape[1] != key.shape[1],
-    )
-    return attended
-
-
-def _block_mask(spans: TreeSpans, window: int | None, device: torch.device) -> Any:
-    cached = ("flex", window, device)
-    if cached not in spans.cache:
-        visible = _visible(spans.table(device), window)
-        tokens = spans.segments[-1].stop
-        spans.cache[cached] = create_block_mask(visible, None, None, tokens, tokens, device=str(device))
-    return spans.cache[cached]
-
-
-def _visible(table: torch.Tensor, window: int | None) -> Callable[..., Any]:
-    """Return flex attention's mask function: whether token q sees token k."""
-    segment, parent, prompt, place = table
-
-    def visible(batch: Any, head: Any, q: torch.Tensor, k: torch.Tensor) -> Any:
-        own = (segment[q] == segment[k]) & (q >= k)
-        seen = own | ((parent[q] == segment[k]) & (place[k] < prompt[q]))
-        return seen if window is None else seen & (place[q] - place[k] < window)
-
-    return visible
 
 
 AttentionInterface.register(NAME, tree_attention)

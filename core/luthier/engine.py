@@ -150,6 +150,7 @@ class Loop:
         return self.plan.patience is not None and self.progress.worse >= self.plan.patience
 
     def _save(self) -> None:
+        self._check(float(self._norm))  # a checkpoint holds no broken weights
         self._pause()
         # Sums of all processes, as another number of them may take them up.
         self.progress.window = Meter.sums_of(self.processes.gather(self._meter.state()))

@@ -1,16 +1,18 @@
 """Tree attention in real architectures: values and gradients equal to one plain sequence at a time."""
 
 import copy
+import importlib.util
 
 import pytest
 import torch
 import transformers as tf
-from torch.nn.attention.flex_attention import create_mask
+from torch.nn.attention.flex_attention import create_mask, flex_attention
 
 from helpers import plain_values
-from luthier import Branch, ModelError, Pack, Policy, Tree, spans
-from luthier.attention import NAME, _visible, tree_attention
+from luthier import Branch, ModelError, Pack, Policy, Tree, masked_attention, spans
+from luthier.attention import NAME, tree_attention
 from luthier.forward import TreeForward
+from luthier.masked_attention import _visible
 from luthier.tile_attention import Terms, tile_attention
 
 COMMON = {
@@ -150,6 +152,38 @@ def test_tiles_equal_attention_over_the_mask_that_flex_uses(dtype, window, softc
     for ours, theirs in pairs:
         assert ours.dtype == dtype
         assert (ours.float() - theirs).abs().max() <= limit * theirs.abs().max()
+
+
+@pytest.mark.parametrize("way", ["_flex", "_dense"])
+@pytest.mark.parametrize("window", [None, 3])
+@pytest.mark.parametrize("softcap", [None, 1.5])
+def test_what_accelerators_run_equals_the_tiles(monkeypatch, way, window, softcap):
+    # Uncompiled, flex_attention's forward runs on CPU too: the same mask, grouping and softcap.
+    monkeypatch.setattr(masked_attention, "_compiled", lambda: flex_attention)
+    layout, terms = Pack.of(TREES).spans, Terms(0.4, window, softcap)
+    torch.manual_seed(0)
+    sizes = (layout.segments[-1].stop, 16)
+    inputs = [torch.randn(1, heads, *sizes, requires_grad=way == "_dense") for heads in (4, 2, 2)]
+    found = getattr(masked_attention, way)(*inputs, layout, terms)
+    expected = tile_attention(*(x[0] for x in inputs), layout, terms).transpose(0, 1)[None]
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    if way == "_flex":
+        return
+    upstream = torch.randn_like(expected)
+    pairs = zip(
+        torch.autograd.grad(found, inputs, upstream),
+        torch.autograd.grad(expected, inputs, upstream),
+        strict=True,
+    )
+    for ours, theirs in pairs:
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("there", "way"), [(True, "_flex"), (False, "_dense")])
+def test_flex_runs_where_triton_is(monkeypatch, there, way):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if there else None)
+    monkeypatch.setattr(masked_attention, way, lambda *_: way)
+    assert masked_attention.masked_attention(*[torch.zeros(1)] * 3, None, None) == way
 
 
 def test_dropout_is_applied_and_its_gradient_is_that_of_the_same_mask():

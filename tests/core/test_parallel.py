@@ -95,8 +95,8 @@ def test_gradients_depend_on_neither_packing_nor_processes(steps, way, adapter):
 def runs(folder):
     """Twenty steps by way of running, with evaluations, checkpoints and the saved model."""
     more = ["adapter=full", "max_steps=20", "batch_size=8", "log_every=1", "checkpoint.every=10",
-            "tracker=[metrics]", "optimiser.lr=1e-3", "data@eval_data=jsonl", f"eval_data.path={folder}/held.jsonl",
-            "evaluation.max_new_tokens=4"]  # fmt: skip
+            "tracker=[metrics]", "optimiser.lr=1e-3", "data@eval_data=jsonl",
+            f"eval_data.path={folder}/held.jsonl", "evaluation.max_new_tokens=4"]  # fmt: skip
     arguments = options(folder, *more)
     arguments.remove("tracker=[]")
     return {way: trained(way, folder, folder / f"run-{way}", *arguments) for way in WAYS}
