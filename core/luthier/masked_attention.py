@@ -1,7 +1,7 @@
 """Attention over a mask, for accelerators: flex_attention's block mask, or a dense one where that is missing.
 
-flex_attention compiles a kernel with Triton, which not every platform has. The dense mask gives the same values
-from memory that grows with the square of a pack's tokens.
+flex_attention compiles a kernel with Triton, which not every platform has. The dense mask gives the same
+values from memory that grows with the square of a pack's tokens.
 """
 
 import functools

@@ -154,6 +154,7 @@ def test_tiles_equal_attention_over_the_mask_that_flex_uses(dtype, window, softc
         assert (ours.float() - theirs).abs().max() <= limit * theirs.abs().max()
 
 
+@pytest.mark.filterwarnings("ignore:flex_attention called without:UserWarning")
 @pytest.mark.parametrize("way", ["_flex", "_dense"])
 @pytest.mark.parametrize("window", [None, 3])
 @pytest.mark.parametrize("softcap", [None, 1.5])
