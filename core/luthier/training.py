@@ -29,7 +29,6 @@ from luthier.report import (
     EvaluationReport,
     StepReport,
     TrainResult,
-    append_line,
     as_json,
     peak_memory_mb,
     versions,
@@ -124,7 +123,6 @@ class _Training:
 
         def on_log(report: StepReport) -> None:
             reports.append(report)
-            append_line(self.run_dir / "metrics.jsonl", as_json(report))
             hook.after_step(report=report)
 
         plan = engine.Plan(
@@ -159,7 +157,6 @@ class _Training:
         if self.evaluator is None:
             return None
         report = self.evaluator.report(step, answer)
-        append_line(self.run_dir / "evaluations.jsonl", as_json(report))
         catalogue().hooks.hook.after_evaluation(report=report)
         return report
 
