@@ -15,6 +15,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+import luthier
 from luthier import cli, config
 from luthier.errors import LuthierError
 from luthier.explain import explain
@@ -81,11 +82,9 @@ class _Jobs:
 
     def _here(self, composed: DictConfig) -> None:
         """Run the only job in this process; Hydra would print its own lines about an error, so it is kept."""
-        from luthier import training
-
         try:
             config.validate(self.verb, composed)
-            getattr(training, self.verb)(composed)
+            getattr(luthier, self.verb)(composed)
         except LuthierError as error:
             self.error = error
 

@@ -14,22 +14,14 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 import luthier
-from luthier import (
-    ConfigError,
-    EvaluationReport,
-    Register,
-    StepReport,
-    Tracker,
-    TrainResult,
-    hookimpl,
-    option,
-)
+from luthier import EvaluationReport, Register, StepReport, Tracker, TrainResult, hookimpl, option
 
 ID_FILE = "wandb_id.txt"
 
 
 @dataclass
 class _State:
+    mode: str = "disabled"
     config: DictConfig | None = None
     run: Any = None
 
@@ -53,18 +45,17 @@ class WandB(Tracker):
     @hookimpl
     def after_config_composed(self, config: DictConfig) -> None:
         """Refuse at once a wandb that is not installed, or that knows no account."""
-        if self._mode == "disabled":
-            return
-        if self._mode == "online" and not _module().login(prompt=False, verify=False):
-            raise ConfigError("tracker=wandb: nobody is logged in; run `wandb login`, or set "
+        self._state.mode = self.mode or os.environ.get("WANDB_MODE") or "online"
+        wandb: Any = None if self._state.mode == "disabled" else _module()
+        if self._state.mode == "online" and not wandb.login(prompt=False, verify=False):
+            raise luthier.ConfigError("tracker=wandb: nobody is logged in; run `wandb login`, or set "
                               "trackers.wandb.mode=offline and `wandb sync` later")  # fmt: skip
-        self._state.config = config
+        self._state.config = config if wandb else None
 
     @hookimpl
     def after_header(self) -> None:
         """Open the run: model and data are sound, and the first evaluation follows."""
-        config = self._state.config
-        if config is None:
+        if (config := self._state.config) is None:
             return
         # wandb records the command line, where a secret may stand; the config says the same.
         argv, sys.argv = sys.argv, sys.argv[:1]
@@ -72,15 +63,14 @@ class WandB(Tracker):
             run = self._state.run = _module().init(**self._arguments(config))
         # What its service raises shares no base with wandb's own errors.
         except Exception as error:
-            reason = " ".join(str(error).split())
-            raise ConfigError(f"tracker=wandb: {reason}; or set trackers.wandb.mode=offline") from error
+            told = f"tracker=wandb: {' '.join(str(error).split())}; or set trackers.wandb.mode=offline"
+            raise luthier.ConfigError(told) from error
         finally:
             sys.argv = argv
         (Path(config.run_dir) / ID_FILE).write_text(run.id, encoding="utf-8")
         # A resumed run reports steps again, and wandb's own counter never goes back.
-        run.define_metric("step", hidden=True)
         run.define_metric("*", step_metric="step")
-        where = run.url if self._mode == "online" else f"offline · wandb sync {Path(run.dir).parent}"
+        where = run.url if self._state.mode == "online" else f"offline · wandb sync {Path(run.dir).parent}"
         Console().print(f"wandb     {where}\n", highlight=False, soft_wrap=True, markup=False)
 
     @hookimpl
@@ -93,19 +83,18 @@ class WandB(Tracker):
     def after_evaluation(self, report: EvaluationReport) -> None:
         """Log held-out quality and a table of answers; an evaluation by itself ends the run."""
         values = _quality(report)
-        answers = report.samples[: self.samples]
+        answers = [dataclasses.asdict(sample) for sample in report.samples[: self.samples]]
         if answers and self._state.run is not None:
-            rows = [list(dataclasses.asdict(answer).values()) for answer in answers]
-            values["answers"] = _module().Table(columns=list(dataclasses.asdict(answers[0])), data=rows)
+            rows = [list(answer.values()) for answer in answers]
+            values["answers"] = _module().Table(list(answers[0]), rows)
         self._log(report.step, "held_out", values)
-        if "adapter" not in (self._state.config or {"adapter"}):
+        if self._state.config is not None and "adapter" not in self._state.config:
             self._finish(0, _quality(report))
 
     @hookimpl
     def after_train(self, result: TrainResult) -> None:
         """Write the summary and end the run."""
-        values = dataclasses.asdict(result).items()
-        summary = {name: value for name, value in values if isinstance(value, int | float)}
+        summary = {k: v for k, v in dataclasses.asdict(result).items() if isinstance(v, int | float)}
         self._finish(0, summary | _quality(result.before, "before_") | _quality(result.after, "after_"))
 
     @hookimpl
@@ -114,10 +103,6 @@ class WandB(Tracker):
         with contextlib.suppress(Exception):
             self._finish(255 if isinstance(error, KeyboardInterrupt) else 1, {})
 
-    @property
-    def _mode(self) -> str:
-        return self.mode or os.environ.get("WANDB_MODE") or "online"
-
     def _arguments(self, config: DictConfig) -> dict[str, Any]:
         file = Path(config.run_dir) / ID_FILE
         known = file.read_text(encoding="utf-8").strip() if file.exists() else None
@@ -125,15 +110,13 @@ class WandB(Tracker):
             "project": self.project or os.environ.get("WANDB_PROJECT") or "luthier",
             "name": self.run_name or file.parent.name,
             "entity": self.entity,
-            "mode": self._mode,
+            "mode": self._state.mode,
             "tags": list(self.tags),
             "dir": str(file.parent),
             "config": luthier.without_secrets(config),
             "id": known,
-            # Offline it is the id alone that `wandb sync` goes by.
-            "resume": "allow" if known and self._mode == "online" else None,
-            # Two runs of one process, or a person's own one beside, are different runs.
-            "reinit": "create_new",
+            "resume": "allow" if known and self._state.mode == "online" else None,
+            "reinit": "create_new",  # beside a run of the person's own, or another of this process
             "settings": _module().Settings(silent=True, console="off", save_code=False),
         }
 
@@ -142,24 +125,23 @@ class WandB(Tracker):
             self._state.run.log({"step": step, **{f"{group}/{name}": v for name, v in values.items()}})
 
     def _finish(self, exit_code: int, summary: dict[str, Any]) -> None:
-        run, self._state.run = self._state.run, None
-        if run is not None:
-            run.summary.update(summary)
-            run.finish(exit_code=exit_code)
+        if self._state.run is not None:
+            self._state.run.summary.update(summary)
+            self._state.run.finish(exit_code=exit_code)
+        self._state.run = None
 
 
 def _module() -> Any:
     try:
         import wandb
     except ImportError as error:
-        raise ConfigError("tracker=wandb: wandb is not installed; pip install wandb") from error
+        raise luthier.ConfigError("tracker=wandb: wandb is not installed; pip install wandb") from error
     return wandb
 
 
 def _quality(report: EvaluationReport | None, prefix: str = "") -> dict[str, Any]:
-    names = ("loss", "perplexity", "accuracy") if report else ()
-    values = {f"{prefix}{name}": getattr(report, name) for name in names}
-    return {name: value for name, value in values.items() if value is not None}
+    values = {name: getattr(report, name, None) for name in ("loss", "perplexity", "accuracy")}
+    return {f"{prefix}{name}": value for name, value in values.items() if value is not None}
 
 
 @hookimpl
