@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +84,21 @@ class Example:
 
 
 @dataclass(frozen=True)
+class Finding:
+    """Something to know about all examples.
+
+    Attributes:
+        label: What it is about.
+        text: The line.
+        wrong: It is most likely a mistake.
+    """
+
+    label: str
+    text: str
+    wrong: bool = False
+
+
+@dataclass(frozen=True)
 class PreviewResult:
     """What `preview` returns, and shows.
 
@@ -93,8 +108,7 @@ class PreviewResult:
         rows: Rows that are used.
         summary: Rows, tokens, share supervised, rows dropped and why.
         held_out: The same of the held-out rows, if there are any.
-        findings: What to know about where texts begin and end, a line each.
-        warnings: Those of `findings` that are most likely a mistake.
+        findings: What to know about where texts begin and end.
         html: The page that was written.
     """
 
@@ -103,8 +117,7 @@ class PreviewResult:
     rows: int
     summary: str
     held_out: str | None = None
-    findings: tuple[str, ...] = ()
-    warnings: tuple[str, ...] = field(default=())
+    findings: tuple[Finding, ...] = ()
     html: Path | None = None
 
 
@@ -125,15 +138,14 @@ def preview(config: DictConfig) -> PreviewResult:
     data, held_out = _encode(config, loaded, objective)
     chosen = _choose(config, len(data))
     names = type(objective).branch_names
-    findings, warnings = _look(loaded.tokenizer, [data.trees[i] for i in range(min(CHECKED, len(data)))])
+    first = [data.trees[i] for i in range(min(CHECKED, len(data)))]
     result = PreviewResult(
         title=f"{loaded.name} · {config.objective.name} · {config.data.name}",
         examples=tuple(Example.of(data.trees[i], loaded.tokenizer, names, i + 1) for i in chosen),
         rows=len(data),
         summary=data.summary(),
         held_out=held_out.summary() if held_out else None,
-        findings=findings,
-        warnings=warnings,
+        findings=findings(loaded.tokenizer, first, len(data)),
         html=Path(config.html).expanduser() if config.html else None,
     )
     if result.html:
@@ -178,31 +190,34 @@ def _choose(config: DictConfig, count: int) -> list[int]:
     return sorted(order[: config.examples].tolist())
 
 
-def _look(tokenizer: Any, trees: Sequence[Tree]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return what `trees` begin and end with, and which of these lines are most likely a mistake."""
-    begins = Counter(_leading(tree.prompt, tokenizer.bos_token_id) for tree in trees)
-    ends = Counter(
-        _last_trained(branch.ids, branch.scored_places) for tree in trees for branch in tree.branches
-    )
-    name = repr(tokenizer.eos_token)
-    branches, ended = sum(ends.values()), ends[tokenizer.eos_token_id]
-    end_line = f"end token {name} is trained in {ended:,} of {branches:,} completions"
-    wrong = []
-    if ended < branches:
-        other = next(token for token, _ in ends.most_common() if token != tokenizer.eos_token_id)
-        last = "nothing" if other is None else repr(tokenizer.decode([other]))
-        end_line += f"; most others end in {last}: the model is not taught to stop there with its end token"
-        wrong.append(end_line)
+def findings(tokenizer: Any, trees: Sequence[Tree], rows: int) -> tuple[Finding, ...]:
+    """Return what `trees`, of `rows` in all, begin and end with."""
+    among = "" if len(trees) == rows else f" (the first {len(trees):,} rows)"
+    found = (_beginning(tokenizer, trees), _end(tokenizer, trees))
+    return tuple(Finding(one.label, one.text + among, one.wrong) for one in found)
+
+
+def _beginning(tokenizer: Any, trees: Sequence[Tree]) -> Finding:
     if tokenizer.bos_token is None:
-        bos_line = "begin token: the tokenizer has none"
-    else:
-        counts = ", ".join(f"{count:,} × {times}" for times, count in sorted(begins.items()))
-        only = f"{next(iter(begins))} in every row" if len(begins) == 1 else f"rows × times: {counts}"
-        bos_line = f"begin token {tokenizer.bos_token!r} at the start: {only}"
-        if max(begins) > 1:
-            bos_line += "; more than one, most likely the template writes it and the tokenizer adds it"
-            wrong.append(bos_line)
-    return (end_line, bos_line), tuple(wrong)
+        return Finding("begins", "the tokenizer has no begin token")
+    times = Counter(_leading(tree.prompt, tokenizer.bos_token_id) for tree in trees)
+    counts = ", ".join(f"{number} in {count:,} rows" for number, count in sorted(times.items()))
+    text = f"begin token {tokenizer.bos_token!r} at the start: {counts}"
+    if max(times) < 2:
+        return Finding("begins", text)
+    return Finding("begins", f"{text}; most likely the template writes it and the tokenizer adds it", True)
+
+
+def _end(tokenizer: Any, trees: Sequence[Tree]) -> Finding:
+    branches = [branch for tree in trees for branch in tree.branches]
+    last = Counter(_last_trained(branch.ids, branch.scored_places) for branch in branches)
+    ended = last.pop(tokenizer.eos_token_id, 0)
+    text = f"end token {tokenizer.eos_token!r} is trained in {ended:,} of {len(branches):,} completions"
+    if not last:
+        return Finding("ends", text)
+    token = last.most_common(1)[0][0]
+    other = "nothing" if token is None else repr(tokenizer.decode([token]))
+    return Finding("ends", f"{text}; others train {other} last, and the model may not stop there", True)
 
 
 def _leading(ids: Sequence[int], token: int | None) -> int:

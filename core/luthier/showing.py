@@ -36,22 +36,19 @@ def show(result: PreviewResult, console: Console | None = None) -> None:
         put((f"── {_heading(example)}", "bold"))
         for part in (example.prompt, *example.branches):
             put("\n", (part.label, "bold"), (f"  {part.count}", "dim"))
-            put(_tokens(part, plain))
+            tokens = _tokens(part, plain)
+            # The sign of a last line end is enough.
+            put(tokens[:-1] if tokens.plain.endswith("\n") else tokens)
         put("")
-    legend = f"{OPEN}trained{CLOSE}" if plain else Text("trained", TRAINED)
-    put(
-        ("legend    ", "bold"),
-        legend,
-        "  ",
-        ("special token", "" if plain else SPECIAL),
-        "  ↵ line end  ⇥ tab",
-    )
+    coloured = (("trained", TRAINED), "  ", ("special token", SPECIAL))
+    legend = (f"{OPEN}trained{CLOSE}",) if plain else coloured
+    put(("legend    ", "bold"), *legend, "  ↵ line end  ⇥ tab")
     put(("model     ", "bold"), result.title)
     put(("data      ", "bold"), result.summary)
     if result.held_out:
         put(("held out  ", "bold"), result.held_out)
-    for line in result.findings:
-        put(("warning   ", "bold red") if line in result.warnings else ("ends      ", "bold"), line)
+    for finding in result.findings:
+        put((f"{finding.label:<10}", "bold red" if finding.wrong else "bold"), finding.text)
     if result.html:
         put(("page      ", "bold"), str(result.html))
 
