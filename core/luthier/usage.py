@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Collection, Iterator
 from importlib import resources
 from typing import Any
@@ -21,9 +22,7 @@ def show_usage(verb: str, overrides: list[str]) -> int:
     """Print the help of `verb`; with group choices in `overrides`, the options of those methods too."""
     console = Console(highlight=False)
     root = VERBS[verb]
-    console.print(
-        f"{(root.__doc__ or '').strip()}\n\nusage: luthier {verb} [GROUP=CHOICE …] [OPTION=VALUE …]\n"
-    )
+    console.print(f"{inspect.getdoc(root)}\n\nusage: luthier {verb} [GROUP=CHOICE …] [OPTION=VALUE …]\n")
     console.print("[bold]groups[/]")
     console.print(_grid(_groups(root)))
     chosen = dict(one.lstrip("+").split("=", 1) for one in overrides if "=" in one)
