@@ -37,7 +37,7 @@ def overrides(job: Job) -> list[str]:
         "shuffle=false",
         f"seed={job.seed}",
         "log_every=1",
-        "tracker=[]",
+        "tracker=[metrics]",
         f"run_dir={job.work}",
     ]
 

@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from luthier.objective import Loss, Objective
     from luthier.optimiser import Optimiser
     from luthier.policy import Logprobs, Policy
+    from luthier.previewing import PreviewResult, preview
     from luthier.quantiser import Quantiser
+    from luthier.redaction import without_secrets
     from luthier.report import EvaluationReport, Sample, StepReport, TrainResult
     from luthier.reward_model import RewardModel
     from luthier.row_filter import RowFilter
@@ -50,7 +52,9 @@ _HOMES = {
     "objective": "Loss Objective",
     "optimiser": "Optimiser",
     "policy": "Logprobs Policy",
+    "previewing": "PreviewResult preview",
     "quantiser": "Quantiser",
+    "redaction": "without_secrets",
     "report": "EvaluationReport Sample StepReport TrainResult",
     "reward_model": "RewardModel",
     "row_filter": "RowFilter",
@@ -66,10 +70,11 @@ __all__ = [
     "AdaptedLinear", "Adapter", "Branch", "Codec", "ConfigError", "DataError", "DataSource",
     "EvaluationReport", "LinearAdapter", "Logprobs", "Loss", "LowRankAdapter", "LuthierError",
     "Merger", "ModelError", "Objective", "Optimiser", "Pack", "Plugin", "PluginError", "Policy",
-    "Quantiser", "Register", "RewardModel", "Row", "RowFilter", "Sample", "StepReport", "Tracker",
+    "PreviewResult", "Quantiser", "Register", "RewardModel", "Row", "RowFilter", "Sample", "StepReport",
+    "Tracker",
     "TrainResult", "Tree", "compose", "copy_state", "evaluate", "hookimpl", "low_rank_linear",
-    "option", "plugins", "principal_part", "refuse_adapted", "save_model", "train", "unknown",
-    "weight_of",
+    "option", "plugins", "preview", "principal_part", "refuse_adapted", "save_model", "train", "unknown",
+    "weight_of", "without_secrets",
 ]  # fmt: skip
 
 

@@ -17,16 +17,21 @@ Luthier fine-tunes and aligns language models; every method is a plugin.
 usage: luthier VERB [options]
 
   train      fine-tune: model × quantiser × adapter × optimiser × objective × data
+  preview    the first examples as the model will see them, what is trained marked
   evaluate   loss, perplexity and verified answers of a model on held-out rows
   plugins    what is registered, from which package and version
 
   luthier VERB --help           the verb's groups and options, each with its default
   luthier train recipe=quickstart
   luthier train model.path=FOLDER data=jsonl data.path=rows.jsonl adapter.rank=8
+  luthier preview model.path=FOLDER data=jsonl data.path=rows.jsonl                what would be trained on
   luthier train -m adapter=lora,full optimiser.lr=1e-4,3e-4 …      one run for each combination
 
 Environment: LUTHIER_PLUGINS (third-party distributions to load; empty: none), LUTHIER_BLOCKED (ones to
 leave out), LUTHIER_CACHE (converted models), LUTHIER_TRACEBACK=1 (whole tracebacks)."""
+
+COMPOSED = ("train", "evaluate", "preview")
+"""The verbs that take a config; each is a function of `luthier` too."""
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -62,9 +67,9 @@ def dispatch(arguments: list[str]) -> int:
         return 0
     if verb == "plugins":
         return _plugins(rest)
-    if verb in ("train", "evaluate"):
+    if verb in COMPOSED:
         return _hydra(verb, rest)
-    raise LuthierError(unknown("verb", verb, ("train", "evaluate", "plugins")))
+    raise LuthierError(unknown("verb", verb, (*COMPOSED, "plugins")))
 
 
 def _plugins(arguments: list[str]) -> int:
@@ -88,6 +93,8 @@ def _hydra(verb: str, overrides: list[str]) -> int:
 
     if "-h" in overrides or "--help" in overrides:
         return show_usage(verb, [one for one in overrides if one not in ("-h", "--help")])
+    if verb == "preview" and {"-m", "--multirun"} & set(overrides):
+        raise LuthierError("preview shows what one config trains on; leave out -m and give one value each")
     return launch(verb, overrides)
 
 

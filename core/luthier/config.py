@@ -63,7 +63,7 @@ def compose(verb: str, overrides: list[str] | None = None) -> DictConfig:
     """Compose and check the config of `verb` as the command line would.
 
     Args:
-        verb: ``"train"`` or ``"evaluate"``.
+        verb: ``"train"``, ``"evaluate"`` or ``"preview"``.
         overrides: Hydra overrides, e.g. ``["adapter=lora", "optimiser.lr=1e-4"]``.
 
     Raises:
@@ -165,7 +165,7 @@ def validate(verb: str, config: DictConfig) -> None:
 
 
 def _check_ranges(config: DictConfig) -> None:
-    for key in ("batch_size", "pack_tokens", "log_every", "max_length", "max_steps", "clip_norm"):
+    for key in ("batch_size", "pack_tokens", "log_every", "max_length", "max_steps", "clip_norm", "examples"):
         value = config.get(key)
         if value is not None and not value > 0:
             raise ConfigError(f"{key}={value} must be positive")

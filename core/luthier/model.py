@@ -17,7 +17,15 @@ from luthier.pretrained import from_pretrained
 from luthier.saving import save_model, verify_saved
 from luthier.tokenizer import load_tokenizer
 
-__all__ = ["LoadedModel", "ModelConfig", "load_model", "save_model", "verify_saved"]
+__all__ = [
+    "LoadedModel",
+    "LoadedTokenizer",
+    "ModelConfig",
+    "load_model",
+    "load_model_tokenizer",
+    "save_model",
+    "verify_saved",
+]
 
 
 @dataclass
@@ -63,8 +71,40 @@ class LoadedModel:
     @property
     def context(self) -> int | None:
         """The longest sequence it takes in tokens, where its config says so."""
-        longest: int | None = self.model.config.get_text_config().to_dict().get("max_position_embeddings")
-        return longest
+        return _context(self.model.config)
+
+
+@dataclass(frozen=True)
+class LoadedTokenizer:
+    """What a model reads text with, without the model.
+
+    Attributes:
+        tokenizer: With a pad token.
+        context: The longest sequence the model takes in tokens, where its config says so.
+        name: Folder or hub name of the base.
+    """
+
+    tokenizer: Any
+    context: int | None
+    name: str
+
+
+def load_model_tokenizer(config: ModelConfig) -> LoadedTokenizer:
+    """Load the tokenizer of the model that `config` names, as `load_model` would, but no weights.
+
+    Raises:
+        ConfigError: Options that contradict each other.
+        ModelError: A model that is not there; one line says what to do.
+    """
+    source = find_source(config)
+    context = _context(from_pretrained(AutoConfig, source.base, revision=config.revision))
+    tokenizer = load_tokenizer(_tokenizer_home(source), config.revision, config.chat_template)
+    return LoadedTokenizer(tokenizer, context, source.base)
+
+
+def _context(model_config: Any) -> int | None:
+    longest: int | None = model_config.get_text_config().to_dict().get("max_position_embeddings")
+    return longest
 
 
 def load_model(

@@ -34,9 +34,11 @@ class Objective(Method):
 
     Attributes:
         needs_reference: The loss compares with the policy as it was before training.
+        branch_names: What the branches of its trees are, in order, for people, e.g. chosen and rejected.
     """
 
     needs_reference: ClassVar[bool] = False
+    branch_names: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def encode(self, row: Row, codec: Codec) -> Tree:

@@ -1,4 +1,4 @@
-"""What a run says about itself: typed records, the metrics file, the summary."""
+"""What a run says about itself: typed records, the summary."""
 
 from __future__ import annotations
 
@@ -151,12 +151,6 @@ def as_json(record: Any) -> dict[str, Any]:
     """Return a record as plain JSON values; paths become text."""
     plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(record), default=str))
     return plain
-
-
-def append_line(path: Path, record: dict[str, Any]) -> None:
-    """Append one JSON line to `path`."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
 def write_json(path: Path, record: dict[str, Any]) -> None:

@@ -95,4 +95,18 @@ class EvaluateConfig:
     run_dir: str = option("runs/${now:%Y-%m-%d_%H-%M-%S}", "Folder for config, answers and summary.")
 
 
-VERBS: dict[str, type[Any]] = {"train": TrainConfig, "evaluate": EvaluateConfig}
+@dataclass
+class PreviewConfig(TrainConfig):
+    """Show the first examples as the model will see them: token by token, the trained ones marked.
+
+    Takes the options of ``train``: put ``preview`` in its place and see what that command would train on.
+    Only the tokenizer is loaded.
+    """
+
+    examples: int = option(3, "How many to show: the first ones, or with `pick_seed` a draw.")
+    rows: list[int] = option([], "Show these instead: places among the rows that are used, from 1.")
+    pick_seed: int | None = option(None, "Draw the examples at random with this seed.")
+    html: str | None = option("preview.html", "The page to write; null: none.")
+
+
+VERBS: dict[str, type[Any]] = {"train": TrainConfig, "evaluate": EvaluateConfig, "preview": PreviewConfig}

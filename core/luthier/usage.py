@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+import inspect
+from collections.abc import Collection, Iterator
 from importlib import resources
 from typing import Any
 
@@ -21,9 +22,7 @@ def show_usage(verb: str, overrides: list[str]) -> int:
     """Print the help of `verb`; with group choices in `overrides`, the options of those methods too."""
     console = Console(highlight=False)
     root = VERBS[verb]
-    console.print(
-        f"{(root.__doc__ or '').strip()}\n\nusage: luthier {verb} [GROUP=CHOICE …] [OPTION=VALUE …]\n"
-    )
+    console.print(f"{inspect.getdoc(root)}\n\nusage: luthier {verb} [GROUP=CHOICE …] [OPTION=VALUE …]\n")
     console.print("[bold]groups[/]")
     console.print(_grid(_groups(root)))
     chosen = dict(one.lstrip("+").split("=", 1) for one in overrides if "=" in one)
@@ -32,8 +31,14 @@ def show_usage(verb: str, overrides: list[str]) -> int:
             cls = catalogue().find(kind.name, name).cls
             console.print(f"\n[bold]{kind.group}={name}[/]  {(cls.__doc__ or '').strip()}")
             console.print(_grid(_options(cls, f"{kind.package(name)}.")))
+    # A verb that takes another's options names them after its own.
+    base = next((verb for verb, cls in VERBS.items() if cls is root.__base__), None)
+    inherited = {field.name for field in dataclasses.fields(VERBS[base])} if base else set()
     console.print("\n[bold]options[/]")
-    console.print(_grid(_options(root, "")))
+    console.print(_grid(_options(root, "", leave_out=inherited)))
+    if base:
+        console.print(f"\n[bold]options of {base}[/]")
+        console.print(_grid(_options(VERBS[base], "")))
     console.print(f"\nA method's own options: luthier {verb} GROUP=CHOICE --help")
     return 0
 
@@ -57,9 +62,10 @@ def _presets(group: str) -> list[str]:
     return sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml"))
 
 
-def _options(cls: type[Any], prefix: str) -> Iterator[tuple[str, str]]:
+def _options(cls: type[Any], prefix: str, leave_out: Collection[str] = ()) -> Iterator[tuple[str, str]]:
+    fields = [field for field in dataclasses.fields(cls) if field.name not in leave_out]
     # A group of options comes after the single ones.
-    for field in sorted(dataclasses.fields(cls), key=lambda field: "help" not in field.metadata):
+    for field in sorted(fields, key=lambda field: "help" not in field.metadata):
         if text := field.metadata.get("help"):
             yield f"{prefix}{field.name}", f"{text} [dim]{_default(field)}[/]"
         elif dataclasses.is_dataclass(field.default_factory):

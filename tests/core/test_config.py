@@ -19,7 +19,7 @@ def test_defaults_compose_and_overrides_reach_the_methods():
     assert (config.adapter.name, config.adapter.rank) == ("lora", 4)
     assert config.optimiser.lr == 0.5
     assert config.eval_data is None
-    assert list(config.trackers) == ["progress"]
+    assert list(config.trackers) == ["progress", "metrics"]
 
 
 def test_the_quickstart_recipe_sets_what_it_says():

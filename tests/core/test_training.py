@@ -32,7 +32,7 @@ def folder(tmp_path_factory):
 def overrides(folder, run_dir, *more):
     return [
         f"model.path={folder}/base", "model.dtype=float32", "data=jsonl", f"data.path={folder}/rows.jsonl",
-        "batch_size=8", "optimiser.lr=1e-2", f"run_dir={run_dir}", "tracker=[]", *more,
+        "batch_size=8", "optimiser.lr=1e-2", f"run_dir={run_dir}", "tracker=[metrics]", *more,
     ]  # fmt: skip
 
 

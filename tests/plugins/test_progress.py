@@ -44,7 +44,7 @@ def shown():
 
 def test_a_line_a_logging_point_says_loss_speed_memory_and_time_left(shown):
     tracker, text = shown
-    tracker.before_train(run_dir=Path("x"), config=CONFIG, total_steps=4)
+    tracker.before_train(run_dir=Path("x"), config=CONFIG, total_steps=4, start_step=0)
     tracker.after_step(report=step(1))
     assert "step 1/4 · loss 1.2500 · margin 0.500 · lr 1.0e-03 · 1,234 tok/s · 2,048 MB · 6 s left" in text()
 
@@ -53,12 +53,32 @@ def test_a_terminal_gets_a_bar_that_is_gone_when_the_run_ends(shown):
     tracker, _ = shown
     buffer = io.StringIO()
     tracker._screen.console = Console(file=buffer, width=160, force_terminal=True)
-    tracker.before_train(run_dir=Path("x"), config=CONFIG, total_steps=4)
+    tracker.before_train(run_dir=Path("x"), config=CONFIG, total_steps=4, start_step=0)
     tracker.after_step(report=step(2))
     assert tracker._screen.bar.tasks[0].completed == 2
     tracker.on_train_error(error=KeyboardInterrupt())
     assert tracker._screen.bar is None
     assert "1,234 tok/s" in buffer.getvalue()
+
+
+def test_a_resumed_run_says_where_it_starts_and_the_bar_stands_there(shown):
+    tracker, text = shown
+    tracker.before_train(run_dir=Path("x"), config=CONFIG, total_steps=4, start_step=3)
+    assert text() == "resumed at step 3 of 4\n"
+    buffer = io.StringIO()
+    tracker._screen.console = Console(file=buffer, width=160, force_terminal=True)
+    tracker.before_train(run_dir=Path("x"), config=CONFIG, total_steps=4, start_step=3)
+    assert tracker._screen.bar.tasks[0].completed == 3
+    before = buffer.getvalue()
+    tracker.after_checkpoint_saved(folder=Path("x/checkpoints/step_4"))
+    assert "step_4" not in buffer.getvalue()[len(before) :]
+    tracker.on_train_error(error=KeyboardInterrupt())
+
+
+def test_a_checkpoint_is_a_line_of_a_log(shown):
+    tracker, text = shown
+    tracker.after_checkpoint_saved(folder=Path("x/checkpoints/step_4"))
+    assert text() == "checkpoint step_4\n"
 
 
 def test_answers_are_shown_before_and_after_with_what_was_expected(shown):

@@ -50,8 +50,10 @@ class ProgressBar(Tracker):
 
     @hookimpl
     def before_train(self, run_dir: Path, config: DictConfig, total_steps: int, start_step: int) -> None:
-        """Start the bar."""
+        """Start the bar where the run starts."""
         screen = self._screen
+        if start_step:
+            self._print(f"resumed at step {start_step} of {total_steps}")
         if not (self.enabled and screen.console.is_terminal):
             return
         screen.bar = Progress(
@@ -62,7 +64,7 @@ class ProgressBar(Tracker):
             TimeRemainingColumn(),
             console=screen.console,
         )
-        screen.task = screen.bar.add_task("", total=total_steps)
+        screen.task = screen.bar.add_task("", total=total_steps, completed=start_step)
         screen.bar.start()
 
     @hookimpl
@@ -95,14 +97,18 @@ class ProgressBar(Tracker):
                 self._print(f"\n{_question(sample)}\n  answer  {escape(_short(sample.answer))}")
 
     @hookimpl
+    def after_checkpoint_saved(self, folder: Path) -> None:
+        """Leave a line in a log; a bar is not interrupted."""
+        if not self._screen.bar:
+            self._print(f"checkpoint {escape(folder.name)}")
+
+    @hookimpl
     def after_train(self, result: TrainResult) -> None:
         """Print answers before and after, and where the result is."""
         self._screen.stop()
         for old, new in self._pairs(result):
-            self._print(
-                f"\n{_question(new)}\n"
-                f"  before  {escape(_short(old.answer))}\n  after   {escape(_short(new.answer))}"
-            )
+            answers = f"  before  {escape(_short(old.answer))}\n  after   {escape(_short(new.answer))}"
+            self._print(f"\n{_question(new)}\n{answers}")
         if result.before and result.after and result.before.accuracy is not None:
             self._print(
                 f"\n[bold]exact match on {result.after.scored} held-out problems: "

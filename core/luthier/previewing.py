@@ -1,0 +1,228 @@
+"""`preview`: the examples of a training run as the model will see them, without the model."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+
+from luthier import config as configs
+from luthier.codec import Codec
+from luthier.data import Encoded, encode
+from luthier.data_source import DataSource
+from luthier.errors import ConfigError
+from luthier.model import LoadedTokenizer, load_model_tokenizer
+from luthier.objective import Objective
+from luthier.pieces import Piece, pieces
+from luthier.tree import Tree
+
+CHECKED = 1000
+"""Trees whose first and last tokens are looked at."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """The prompt, or one branch that continues it.
+
+    Attributes:
+        label: What it is.
+        pieces: Its tokens, readable.
+        tokens: How many.
+        trained: How many of them are supervised.
+    """
+
+    label: str
+    pieces: tuple[Piece, ...]
+    tokens: int
+    trained: int
+
+    @property
+    def count(self) -> str:
+        """The line beside the label."""
+        share = (
+            f", {self.trained:,} trained ({100 * self.trained / self.tokens:.0f} %)" if self.trained else ""
+        )
+        return f"{self.tokens:,} token{'s' if self.tokens > 1 else ''}{share or ', none trained'}"
+
+
+@dataclass(frozen=True)
+class Example:
+    """One tree.
+
+    Attributes:
+        number: Its place among the rows that are used, from 1; 0 if it is not of a data source.
+        origin: ``file:line``.
+        values: Numbers that belong to the tree.
+        prompt: The root.
+        branches: What continues it, one beside the other.
+    """
+
+    number: int
+    origin: str
+    values: dict[str, float]
+    prompt: Part
+    branches: tuple[Part, ...]
+
+    @classmethod
+    def of(cls, tree: Tree, tokenizer: Any, names: Sequence[str] = (), number: int = 0) -> Example:
+        """Read `tree`; `names` say what its branches are."""
+        no = [False] * len(tree.prompt)
+        prompt = Part("prompt", pieces(tokenizer, tree.prompt, no), len(tree.prompt), 0)
+        branches = []
+        for place, branch in enumerate(tree.branches):
+            scored = branch.scored or (True,) * len(branch.ids)
+            plain = "completion" if len(tree.branches) == 1 else f"completion {place + 1}"
+            label = names[place] if place < len(names) else plain
+            read = pieces(tokenizer, branch.ids, scored, before=tree.prompt)
+            branches.append(Part(label, read, len(branch.ids), sum(scored)))
+        return cls(number, tree.origin, dict(tree.values), prompt, tuple(branches))
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something to know about all examples.
+
+    Attributes:
+        label: What it is about.
+        text: The line.
+        wrong: It is most likely a mistake.
+    """
+
+    label: str
+    text: str
+    wrong: bool = False
+
+
+@dataclass(frozen=True)
+class PreviewResult:
+    """What `preview` returns, and shows.
+
+    Attributes:
+        title: Model and methods.
+        examples: The ones shown.
+        rows: Rows that are used.
+        summary: Rows, tokens, share supervised, rows dropped and why.
+        held_out: The same of the held-out rows, if there are any.
+        findings: What to know about where texts begin and end.
+        html: The page that was written.
+    """
+
+    title: str
+    examples: tuple[Example, ...]
+    rows: int
+    summary: str
+    held_out: str | None = None
+    findings: tuple[Finding, ...] = ()
+    html: Path | None = None
+
+
+def preview(config: DictConfig) -> PreviewResult:
+    """Print the examples that `config` would train on, and write them as a page.
+
+    Args:
+        config: What `luthier.compose("preview", overrides)` returns.
+
+    Raises:
+        LuthierError: Something a person can mend; one line says what, where and how.
+    """
+    # The page and the terminal need libraries that a run does not.
+    from luthier.showing import show, write_page
+
+    objective: Objective = configs.build("objective", config.objective)
+    loaded = load_model_tokenizer(config.model)
+    data, held_out = _encode(config, loaded, objective)
+    chosen = _choose(config, len(data))
+    names = type(objective).branch_names
+    first = [data.trees[i] for i in range(min(CHECKED, len(data)))]
+    result = PreviewResult(
+        title=f"{loaded.name} · {config.objective.name} · {config.data.name}",
+        examples=tuple(Example.of(data.trees[i], loaded.tokenizer, names, i + 1) for i in chosen),
+        rows=len(data),
+        summary=data.summary(),
+        held_out=held_out.summary() if held_out else None,
+        findings=findings(loaded.tokenizer, first, len(data)),
+        html=Path(config.html).expanduser() if config.html else None,
+    )
+    if result.html:
+        write_page(result, result.html)
+    show(result)
+    return result
+
+
+def _encode(
+    config: DictConfig, loaded: LoadedTokenizer, objective: Objective
+) -> tuple[Encoded, Encoded | None]:
+    """Encode as `train` does: the same objective, the same longest example, held-out rows left out."""
+    if config.max_length and loaded.context and config.max_length > loaded.context:
+        raise ConfigError(
+            f"max_length={config.max_length} is more than the model's context, {loaded.context}"
+        )
+    longest = int(config.max_length or loaded.context or 2**20)
+
+    def encoded(key: str) -> Encoded:
+        source: DataSource = configs.build("data_source", config[key])
+        return encode(source, objective, Codec(loaded.tokenizer), longest)
+
+    data = encoded("data")
+    if not config.eval_data:
+        return data, None
+    held_out = encoded("eval_data")
+    data = data.without(held_out)
+    if not len(data):
+        raise ConfigError("every row of data is also in eval_data: nothing is left to train on")
+    return data, held_out
+
+
+def _choose(config: DictConfig, count: int) -> list[int]:
+    """Return the places of the examples to show."""
+    if wrong := [row for row in config.rows if not 1 <= row <= count]:
+        raise ConfigError(f"rows={list(config.rows)}: there is no row {wrong[0]}; {count:,} rows are used")
+    if config.rows:
+        return [row - 1 for row in config.rows]
+    if config.pick_seed is None:
+        return list(range(min(config.examples, count)))
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(config.pick_seed))
+    return sorted(order[: config.examples].tolist())
+
+
+def findings(tokenizer: Any, trees: Sequence[Tree], rows: int) -> tuple[Finding, ...]:
+    """Return what `trees`, of `rows` in all, begin and end with."""
+    among = "" if len(trees) == rows else f" (the first {len(trees):,} rows)"
+    found = (_beginning(tokenizer, trees), _end(tokenizer, trees))
+    return tuple(Finding(one.label, one.text + among, one.wrong) for one in found)
+
+
+def _beginning(tokenizer: Any, trees: Sequence[Tree]) -> Finding:
+    if tokenizer.bos_token is None:
+        return Finding("begins", "the tokenizer has no begin token")
+    times = Counter(_leading(tree.prompt, tokenizer.bos_token_id) for tree in trees)
+    counts = ", ".join(f"{number} in {count:,} rows" for number, count in sorted(times.items()))
+    text = f"begin token {tokenizer.bos_token!r} at the start: {counts}"
+    if max(times) < 2:
+        return Finding("begins", text)
+    return Finding("begins", f"{text}; most likely the template writes it and the tokenizer adds it", True)
+
+
+def _end(tokenizer: Any, trees: Sequence[Tree]) -> Finding:
+    branches = [branch for tree in trees for branch in tree.branches]
+    last = Counter(_last_trained(branch.ids, branch.scored_places) for branch in branches)
+    ended = last.pop(tokenizer.eos_token_id, 0)
+    text = f"end token {tokenizer.eos_token!r} is trained in {ended:,} of {len(branches):,} completions"
+    if not last:
+        return Finding("ends", text)
+    token = last.most_common(1)[0][0]
+    other = "nothing" if token is None else repr(tokenizer.decode([token]))
+    return Finding("ends", f"{text}; others train {other} last, and the model may not stop there", True)
+
+
+def _leading(ids: Sequence[int], token: int | None) -> int:
+    return next((place for place, one in enumerate(ids) if one != token), len(ids))
+
+
+def _last_trained(ids: Sequence[int], places: Sequence[int]) -> int | None:
+    return ids[places[-1]] if places else None

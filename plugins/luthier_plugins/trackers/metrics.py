@@ -1,0 +1,86 @@
+"""The metrics file: one JSON line a logging point, one an evaluation, on disk when the call returns."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from omegaconf import DictConfig
+
+from luthier import EvaluationReport, Register, StepReport, Tracker, hookimpl
+
+STEPS, EVALUATIONS = "metrics.jsonl", "evaluations.jsonl"
+
+
+@dataclass
+class _Place:
+    folder: Path = field(default_factory=Path)
+
+
+@dataclass(frozen=True)
+class MetricsFile(Tracker):
+    """``metrics.jsonl`` and ``evaluations.jsonl`` in the run folder."""
+
+    source: ClassVar[str] = "https://jsonlines.org"
+
+    _place: _Place = field(default_factory=_Place, init=False, repr=False, compare=False)
+
+    @hookimpl
+    def after_config_composed(self, config: DictConfig) -> None:
+        """Remember the run folder: an evaluation comes before the first step."""
+        self._place.folder = Path(config.run_dir)
+
+    @hookimpl
+    def before_train(self, start_step: int) -> None:
+        """Drop what a killed run wrote after the checkpoint that is resumed."""
+        if start_step:
+            for name in (STEPS, EVALUATIONS):
+                _keep(self._place.folder / name, start_step)
+
+    @hookimpl
+    def after_step(self, report: StepReport) -> None:
+        """Append a line to ``metrics.jsonl``."""
+        _append(self._place.folder / STEPS, dataclasses.asdict(report))
+
+    @hookimpl
+    def after_evaluation(self, report: EvaluationReport) -> None:
+        """Append a line to ``evaluations.jsonl``."""
+        _append(self._place.folder / EVALUATIONS, dataclasses.asdict(report))
+
+
+def _append(path: Path, record: dict[str, Any]) -> None:
+    line = json.dumps(record, ensure_ascii=False, default=str).encode() + b"\n"
+    with path.open("a+b") as file:
+        # A run that was killed may have left half a line, which must not swallow this one.
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            line = line if file.read(1) == b"\n" else b"\n" + line
+        file.write(line)
+
+
+def _keep(path: Path, last_step: int) -> None:
+    """Keep the whole lines up to `last_step`; the file is replaced at once or not at all."""
+    if not path.exists():
+        return
+    lines = path.read_bytes().splitlines(keepends=True)
+    draft = path.with_name(path.name + ".part")
+    draft.write_bytes(b"".join(line for line in lines if _step(line) <= last_step))
+    draft.replace(path)
+
+
+def _step(line: bytes) -> float:
+    """Return the step of a line; of half a line, one that is never kept."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, TypeError, KeyError):
+        return float("inf")
+
+
+@hookimpl
+def register_trackers(register: Register) -> None:
+    """Register `metrics`."""
+    register("metrics", MetricsFile)
