@@ -38,11 +38,11 @@ def run_folder(config: DictConfig, processes: Processes) -> Iterator[Path]:
     Raises:
         ConfigError: The folder holds a run that is not resumed, or cannot be written.
     """
-    run_dir = Path(processes.same(config.run_dir))
-    config.run_dir = str(run_dir)
+    config.run_dir = processes.same(config.run_dir)
+    run_dir = Path(config.run_dir)
     resuming = bool(config.get("resume"))
     held = [name for name in ("config.yaml", "model") if (run_dir / name).exists()]
-    if processes.same(not str(run_dir) or (bool(held) and not resuming)):
+    if processes.same(not config.run_dir or (bool(held) and not resuming)):
         raise ConfigError(
             f"run_dir={config.run_dir} holds a run or a model already; choose another folder, or continue "
             f"that run with resume={config.run_dir}"
