@@ -62,8 +62,10 @@ class Evaluator:
         return total / weight, math.exp(min(nll / tokens, 700.0))
 
     def _answers(self) -> list[Sample]:
-        rows = [row for row in self.held_out.rows if "prompt" in row.fields]
-        prompts = [self.codec.prompt_ids(row.fields["prompt"], row.origin) for row in rows]
+        rows = [row for row in self.held_out.rows if row.fields.get("prompt") is not None]
+        prompts = [
+            self.codec.prompt_ids(row.fields["prompt"], row.origin, row.fields.get("tools")) for row in rows
+        ]
         answers = generate(self.policy, self.codec, prompts, self.settings)
         return [
             Sample(
@@ -135,4 +137,6 @@ def _text(value: object) -> str:
     if isinstance(value, str):
         return value
     assert isinstance(value, Sequence)
-    return "\n".join(str(message["content"]) for message in value if message.get("role") != "system")
+    return "\n".join(
+        str(message.get("content") or "") for message in value if message.get("role") != "system"
+    )

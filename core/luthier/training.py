@@ -64,7 +64,7 @@ def evaluate(config: DictConfig) -> EvaluationReport:
         held_out = _held_out(config, "data", loaded, objective)
         evaluator = _evaluator(config, _policy(loaded), loaded, objective, *held_out)
         hook = catalogue().hooks.hook
-        hook.after_header(lines=[model_line(loaded), f"data      {evaluator.held_out.summary()}"])
+        hook.after_header(lines=[model_line(loaded), *evaluator.held_out.lines("data")])
         report = evaluator.report(step=0, answer=True)
         hook.after_evaluation(report=report)
         write_json(run_dir / "summary.json", {**as_json(report), "versions": versions()})
@@ -94,7 +94,7 @@ class _Training:
         quantiser = configs.build("quantiser", config.quantiser) if config.quantiser else None
         load_options = quantiser.load_options if quantiser else None
         loaded = load_model(config.model, train_base=adapter.trains_base, load_options=load_options)
-        data = encode(source, objective, Codec(loaded.tokenizer), _max_length(config, loaded))
+        data = _encoded(config, source, loaded, objective, keep_rows=False)
         held_out = _held_out(config, "eval_data", loaded, objective) if config.eval_data else None
         if held_out:
             data = data.without(held_out[1])
@@ -207,7 +207,16 @@ def _held_out(
     config: DictConfig, key: str, loaded: LoadedModel, objective: Objective
 ) -> tuple[DataSource, Encoded]:
     source: DataSource = configs.build("data_source", config[key])
-    return source, encode(source, objective, Codec(loaded.tokenizer), _max_length(config, loaded))
+    return source, _encoded(config, source, loaded, objective, keep_rows=True)
+
+
+def _encoded(
+    config: DictConfig, source: DataSource, loaded: LoadedModel, objective: Objective, keep_rows: bool
+) -> Encoded:
+    # Built anew for every source: a filter may remember what it saw, and held-out rows are not training rows.
+    filters = [configs.build("row_filter", node) for node in (config.get("row_filters") or {}).values()]
+    length, codec = _max_length(config, loaded), Codec(loaded.tokenizer)
+    return encode(source, objective, codec, length, str(config.overflow), filters, keep_rows)
 
 
 def _evaluator(
