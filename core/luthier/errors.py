@@ -5,7 +5,10 @@ from collections.abc import Iterable
 
 
 class LuthierError(Exception):
-    """What is wrong, where, what was expected, the way out — in one line."""
+    """What is wrong, where, what was expected, the way out — in one line, whatever is quoted in it."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.splitlines()))
 
 
 class ConfigError(LuthierError, ValueError):
