@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 from luthier import ConfigError, DataError, DataSource, Register, Row, hookimpl, option
@@ -50,9 +51,13 @@ class Hub(DataSource):
     def _load(self) -> Any:
         try:
             import datasets
+            import huggingface_hub
         except ImportError as error:
             raise ConfigError("needs the package datasets: pip install 'luthier[data]'") from error
         try:
+            # Asked first and once: datasets asks an unreachable hub for half a minute.
+            if not Path(self.path).is_dir() and not huggingface_hub.constants.HF_HUB_OFFLINE:
+                huggingface_hub.HfApi().dataset_info(self.path, revision=self.revision, timeout=10)
             return datasets.load_dataset(
                 self.path, self.config, split=self.split, revision=self.revision, streaming=self.streaming
             )
@@ -60,7 +65,7 @@ class Hub(DataSource):
         except Exception as error:
             raise ConfigError(
                 f"path={self.path}: the hub gives no such data set now: {_line(error)}. Check the spelling, "
-                "config, split, the connection and `hf auth login`"
+                "config, split, the connection and `hf auth login`; HF_HUB_OFFLINE=1 reads what is cached"
             ) from error
 
 
