@@ -58,8 +58,9 @@ def _presets(group: str) -> list[str]:
 
 
 def _options(cls: type[Any], prefix: str) -> Iterator[tuple[str, str]]:
-    # A group of options comes after the single ones.
-    for field in sorted(dataclasses.fields(cls), key=lambda field: "help" not in field.metadata):
+    # A group of options comes after the single ones; what a whole kind shares, after a method's own.
+    fields = sorted(dataclasses.fields(cls), key=lambda field: field.kw_only is True)
+    for field in sorted(fields, key=lambda field: "help" not in field.metadata):
         if text := field.metadata.get("help"):
             yield f"{prefix}{field.name}", f"{text} [dim]{_default(field)}[/]"
         elif dataclasses.is_dataclass(field.default_factory):

@@ -1,8 +1,10 @@
 """What is supervised under templates of the styles that models come with."""
 
 import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
-from helpers import tiny_tokenizer
+from helpers import TEXTS, tiny_tokenizer
 from luthier import Codec, DataError
 
 TURN = "{% for m in messages %}"
@@ -160,3 +162,16 @@ def test_a_text_is_supervised_from_its_second_token_to_its_end():
 def test_what_has_nothing_to_supervise_is_named(call, told):
     with pytest.raises(DataError, match=told):
         call(codec_of(STYLES["chatml"]))
+
+
+def test_what_continues_a_text_gets_no_space_that_begins_one():
+    # SentencePiece's tokenizers put a space before every text, also before one that is a piece of another.
+    raw = Tokenizer(models.BPE())
+    raw.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    raw.train_from_iterator(
+        TEXTS, trainers.BpeTrainer(vocab_size=200, special_tokens=["</s>"], show_progress=False)
+    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="</s>")
+    assert tokenizer.convert_ids_to_tokens(tokenizer("is")["input_ids"])[0].startswith("▁")
+    branch = Codec(tokenizer).pair("The answer ", "is", "f:1").branches[0]
+    assert "".join(tokenizer.convert_ids_to_tokens(list(branch.ids))) == "is</s>"

@@ -1,7 +1,7 @@
 """Supervised fine-tuning: the negative log-likelihood of the supervised tokens."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from luthier import (
     Codec,
@@ -12,6 +12,7 @@ from luthier import (
     Policy,
     Register,
     Row,
+    Supervise,
     Tree,
     hookimpl,
     option,
@@ -29,7 +30,7 @@ class SFT(Objective):
 
     source: ClassVar[str] = "Ouyang et al. 2022, arXiv 2203.02155, section 3.5"
 
-    supervise: Literal["assistant", "last", "all"] = option(
+    supervise: Supervise = option(
         "assistant", "What is trained: assistant turns, the last one only, or all tokens but the first."
     )
 
