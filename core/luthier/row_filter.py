@@ -9,7 +9,8 @@ from luthier.method import Method
 class RowFilter(Method):
     """Sees every row once, in order, renamed and laid out, before it is encoded.
 
-    One is built anew for every source of a run, so it may remember what it saw, in fields with ``init=False``.
+    One is built anew for every source of a run, so it may remember what it
+    saw, in fields with ``init=False``.
     """
 
     @abstractmethod
