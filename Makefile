@@ -34,7 +34,7 @@ $(VENV)/demo.done: $(VENV)/torch.done pyproject.toml
 	touch $@
 
 $(VENV)/dev.done: $(VENV)/torch.done pyproject.toml
-	$(PIP) -e '.[dev,demo,oracles]'
+	$(PIP) -e '.[dev,data,demo,oracles]'
 	touch $@
 
 $(VENV)/bench.done: $(VENV)/torch.done pyproject.toml

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from luthier.adapter import Adapter
-    from luthier.codec import Codec
-    from luthier.config import compose
+    from luthier.codec import Codec, Supervise
+    from luthier.config import build_method, compose
     from luthier.data_source import DataSource, Row
     from luthier.discovery import Plugin, plugins
     from luthier.errors import ConfigError, DataError, LuthierError, ModelError, PluginError, unknown
+    from luthier.file_source import FileSource, file_sources, parse_json, text_lines
     from luthier.hookspecs import Register, hookimpl
     from luthier.linear_adapter import AdaptedLinear, LinearAdapter, copy_state, refuse_adapted, weight_of
     from luthier.low_rank import low_rank_linear, principal_part
@@ -38,11 +39,12 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "adapter": "Adapter",
-    "codec": "Codec",
-    "config": "compose",
+    "codec": "Codec Supervise",
+    "config": "build_method compose",
     "data_source": "DataSource Row",
     "discovery": "Plugin plugins",
     "errors": "ConfigError DataError LuthierError ModelError PluginError unknown",
+    "file_source": "FileSource file_sources parse_json text_lines",
     "hookspecs": "Register hookimpl",
     "linear_adapter": "AdaptedLinear LinearAdapter copy_state refuse_adapted weight_of",
     "low_rank": "low_rank_linear principal_part",
@@ -67,14 +69,59 @@ _HOMES = {
 _HOME = {name: home for home, names in _HOMES.items() for name in names.split()}
 
 __all__ = [
-    "AdaptedLinear", "Adapter", "Branch", "Codec", "ConfigError", "DataError", "DataSource",
-    "EvaluationReport", "LinearAdapter", "Logprobs", "Loss", "LowRankAdapter", "LuthierError",
-    "Merger", "ModelError", "Objective", "Optimiser", "Pack", "Plugin", "PluginError", "Policy",
-    "PreviewResult", "Quantiser", "Register", "RewardModel", "Row", "RowFilter", "Sample", "StepReport",
+    "AdaptedLinear",
+    "Adapter",
+    "Branch",
+    "Codec",
+    "ConfigError",
+    "DataError",
+    "DataSource",
+    "EvaluationReport",
+    "FileSource",
+    "LinearAdapter",
+    "Logprobs",
+    "Loss",
+    "LowRankAdapter",
+    "LuthierError",
+    "Merger",
+    "ModelError",
+    "Objective",
+    "Optimiser",
+    "Pack",
+    "Plugin",
+    "PluginError",
+    "Policy",
+    "PreviewResult",
+    "Quantiser",
+    "Register",
+    "RewardModel",
+    "Row",
+    "RowFilter",
+    "Sample",
+    "StepReport",
+    "Supervise",
     "Tracker",
-    "TrainResult", "Tree", "compose", "copy_state", "evaluate", "hookimpl", "low_rank_linear",
-    "option", "plugins", "preview", "principal_part", "refuse_adapted", "save_model", "train", "unknown",
-    "weight_of", "without_secrets",
+    "TrainResult",
+    "Tree",
+    "build_method",
+    "compose",
+    "copy_state",
+    "evaluate",
+    "file_sources",
+    "hookimpl",
+    "low_rank_linear",
+    "option",
+    "parse_json",
+    "plugins",
+    "preview",
+    "principal_part",
+    "refuse_adapted",
+    "save_model",
+    "text_lines",
+    "train",
+    "unknown",
+    "weight_of",
+    "without_secrets",
 ]  # fmt: skip
 
 

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -171,14 +170,3 @@ def _flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def digests(trees: Any) -> torch.Tensor:
-    """Return (rows,) int64, a hash of every tree's tokens and mask."""
-    found = []
-    for tree in trees:
-        text = json.dumps([tree.prompt, [(branch.ids, branch.scored_places) for branch in tree.branches]])
-        found.append(
-            int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big", signed=True)
-        )
-    return torch.tensor(found, dtype=torch.int64)

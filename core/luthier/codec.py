@@ -6,15 +6,18 @@ supervised comes from rendering prefixes of the conversation, never from searchi
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from luthier.errors import DataError
+from luthier.messages import Message, check_prompt, is_empty, plain, shortened
 from luthier.tree import Branch, Tree
 
-Message = Mapping[str, Any]
 Prompt = str | Sequence[Message]
+Supervise = Literal["assistant", "last", "all"]
+"""All assistant turns, the last one, or every token but the first."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,12 @@ class Codec:
 
     tokenizer: Any
 
-    def prompt_ids(self, prompt: Prompt, origin: str = "") -> list[int]:
+    @property
+    def has_template(self) -> bool:
+        """Whether the tokenizer has a chat template."""
+        return bool(self.tokenizer.chat_template)
+
+    def prompt_ids(self, prompt: Prompt, origin: str = "", tools: Any = None) -> list[int]:
         """Return the ids a completion of `prompt` continues — in training and in generation alike.
 
         A string is taken as it is (with the special tokens the tokenizer starts a text with); a list of
@@ -37,123 +45,214 @@ class Codec:
         if isinstance(prompt, str):
             ids = self._start(prompt)
         else:
-            ids = self._plain(self._render(prompt, True, origin))
+            ids = self._plain(_Talk(self.tokenizer, prompt, origin, tools).until(len(prompt)))
         if not ids:
             raise DataError(f"{origin}: the prompt is empty and the tokenizer adds no token before a text")
         return ids
 
-    def pair(self, prompt: Prompt, completion: Prompt, origin: str) -> Tree:
-        """Return the tree of a prompt and its one completion, of which every token is supervised."""
+    def pair(
+        self,
+        prompt: Prompt,
+        completion: Prompt,
+        origin: str,
+        supervise: Supervise = "assistant",
+        tools: Any = None,
+    ) -> Tree:
+        """Return the tree of a prompt and its one completion, which is supervised.
+
+        Of a completion of several messages (a tool is called, and answers) the assistant's are.
+        """
         check_prompt(prompt, "prompt", origin)
         check_prompt(completion, "completion", origin)
-        if isinstance(prompt, str) != isinstance(completion, str):
+        if isinstance(prompt, str) and isinstance(completion, str):
+            if not completion.strip():
+                raise DataError(f"{origin}: the completion is empty; drop the row or give it a text")
+            ids = self._ended(self._continued(completion))
+            tree = Tree(tuple(self.prompt_ids(prompt, origin)), (Branch(tuple(ids)),), origin)
+            return _all_supervised(tree) if supervise == "all" else tree
+        if isinstance(prompt, str) or isinstance(completion, str):
             raise DataError(f"{origin}: prompt and completion must both be text or both be messages")
-        if isinstance(prompt, str):
-            text = completion
-        else:
-            start = self._render(prompt, True, origin)
-            text = _after(start, self._render([*prompt, *completion], False, origin), origin, "completion")
-        assert isinstance(text, str)
-        if not text.strip():
+        if completion[0]["role"] != "assistant":
+            role = completion[0]["role"]
+            raise DataError(f"{origin}: the completion must begin with an assistant message, got '{role}'")
+        if all(is_empty(message) for message in completion):
             raise DataError(f"{origin}: the completion is empty; drop the row or give it a text")
-        ids = self._ended(self._plain(text))
-        return Tree(tuple(self.prompt_ids(prompt, origin)), (Branch(tuple(ids)),), origin)
+        return self._conversation([*prompt, *completion], len(prompt), origin, supervise, tools)
 
-    def conversation(self, messages: Sequence[Message], origin: str) -> Tree:
-        """Return the tree of a conversation: all assistant turns are supervised, nothing else is.
+    def conversation(
+        self, messages: Sequence[Message], origin: str, supervise: Supervise = "assistant", tools: Any = None
+    ) -> Tree:
+        """Return the tree of a conversation: the assistant turns that `supervise` says, and nothing else.
 
-        The root reaches up to where the first assistant turn begins.
+        The root reaches up to where the first supervised turn begins.
         """
         check_prompt(messages, "messages", origin)
         if isinstance(messages, str):
             raise DataError(f"{origin}: messages must be a list of messages, got a text")
-        turns = [index for index, message in enumerate(messages) if message.get("role") == "assistant"]
-        if not turns or turns[0] == 0:
-            raise DataError(f"{origin}: a conversation needs an assistant turn after another one")
-        prompt = self._render(messages[: turns[0]], True, origin)
-        ids: list[int] = []
-        scored: list[bool] = []
-        done = prompt
-        for turn in turns:
-            name = f"turn {turn + 1}"
-            before = self._render(messages[:turn], True, origin)
-            gap = self._plain(_after(done, before, origin, name))
-            done = self._render(messages[: turn + 1], False, origin)
-            spoken, rest = self._split(self._plain(_after(before, done, origin, name)))
-            ids += gap + spoken + rest
-            scored += [False] * len(gap) + [True] * len(spoken) + [False] * len(rest)
-        kept = len(scored) - scored[::-1].index(True) if True in scored else 0
-        if not kept:
-            raise DataError(f"{origin}: no assistant token to supervise")
-        return Tree(tuple(self._plain(prompt)), (Branch(tuple(ids[:kept]), tuple(scored[:kept])),), origin)
+        return self._conversation(messages, 0, origin, supervise, tools)
+
+    def document(self, text: str, origin: str) -> Tree:
+        """Return the tree of a plain text: every token but the first is supervised, the end token too."""
+        if not isinstance(text, str) or not text.strip():
+            found = "an empty text" if isinstance(text, str) else type(text).__name__
+            raise DataError(f"{origin}: text must be a text with something in it, got {found}")
+        first, *rest = self._closed(self._start(text))
+        if not rest:
+            raise DataError(f"{origin}: the text is one token, and nothing before it predicts it")
+        return Tree((first,), (Branch(tuple(rest)),), origin)
 
     def text(self, ids: Sequence[int]) -> str:
         """Return generated `ids` as text, without special tokens."""
         return str(self.tokenizer.decode(ids, skip_special_tokens=True))
 
-    def _render(self, messages: Sequence[Message], open_turn: bool, origin: str) -> str:
-        if not self.tokenizer.chat_template:
-            raise DataError(
-                f"{origin}: messages need a chat template and this tokenizer has none; "
-                "set model.chat_template=FILE, or give prompt and completion as text"
-            )
-        try:
-            rendered = self.tokenizer.apply_chat_template(
-                [dict(message) for message in messages], tokenize=False, add_generation_prompt=open_turn
-            )
-        # Templates raise jinja2 errors of their own making for roles or orders they do not take.
-        except Exception as error:
-            raise DataError(f"{origin}: the chat template refuses the messages: {error}") from error
-        return str(rendered)
+    def _conversation(
+        self, messages: Sequence[Message], first: int, origin: str, supervise: Supervise, tools: Any
+    ) -> Tree:
+        """Encode `messages`; assistant turns before the `first` are not supervised."""
+        turns = [i for i, message in enumerate(messages) if message["role"] == "assistant" and i >= first]
+        if not turns or turns[0] == 0:
+            raise DataError(f"{origin}: a conversation needs an assistant turn after another one")
+        for turn in turns:
+            if is_empty(messages[turn]):
+                raise DataError(
+                    f"{origin}: turn {turn + 1}, the assistant's, is empty; drop the row or give it a text"
+                )
+        talk = _Talk(self.tokenizer, messages, origin, tools)
+        if supervise == "all":
+            root, *rest = self._closed(self._plain(talk.whole(len(messages))))
+            return Tree((root,), (Branch(tuple(rest)),), origin)
+        return self._spoken(talk, turns[-1:] if supervise == "last" else turns)
+
+    def _spoken(self, talk: _Talk, turns: Sequence[int]) -> Tree:
+        prompt = done = talk.until(turns[0])
+        ids: list[int] = []
+        scored: list[bool] = []
+        for turn in turns:
+            before = talk.until(turn)
+            gap = self._continued(talk.after(done, before, turn))
+            done = talk.whole(turn + 1)
+            spoken, rest = self._split(self._continued(talk.after(before, done, turn)))
+            if turn == len(talk.messages) - 1:
+                spoken, rest = self._ended(spoken), []
+            ids += gap + spoken + rest
+            scored += [False] * len(gap) + [True] * len(spoken) + [False] * len(rest)
+        kept = len(scored) - scored[::-1].index(True) if True in scored else 0
+        if not kept:
+            raise DataError(f"{talk.origin}: no assistant token to supervise")
+        mask = None if all(scored[:kept]) else tuple(scored[:kept])
+        return Tree(tuple(self._plain(prompt)), (Branch(tuple(ids[:kept]), mask),), talk.origin)
 
     def _plain(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
+    def _continued(self, text: str) -> list[int]:
+        """Tokenise what continues another text: SentencePiece would put a space before what begins one."""
+        anchor = self.tokenizer.eos_token
+        ids = self._plain(f"{anchor}{text}") if text and self._anchored else []
+        return ids[1:] if ids[:1] == [self.tokenizer.eos_token_id] else self._plain(text)
+
+    @functools.cached_property
+    def _anchored(self) -> bool:
+        """Whether a text may follow the end token unchanged: one that strips takes white space with it."""
+        token = self.tokenizer.added_tokens_decoder.get(self.tokenizer.eos_token_id)
+        return token is not None and not token.rstrip
+
     def _start(self, text: str) -> list[int]:
-        """Tokenise with the tokens that start a text (BOS), but without those that end one."""
+        """Tokenise with the tokens that start a text (BOS, once), but without those that end one."""
         marked = list(self.tokenizer(text)["input_ids"])
         plain = self._plain(text)
         added = len(marked) - len(plain)
         # From the far end, so that of an empty text everything that starts it is kept.
         starts = next((n for n in range(added, -1, -1) if marked[n : n + len(plain)] == plain), 0)
-        return marked[: starts + len(plain)]
+        bos = self.tokenizer.bos_token_id
+        # A text that spells its own: rendered elsewhere, or copied from a prompt.
+        doubled = bos is not None and marked[:2] == [bos, bos] and plain[:1] == [bos]
+        return marked[doubled : starts + len(plain)]
 
     def _split(self, ids: list[int]) -> tuple[list[int], list[int]]:
-        """Split after the last end token: what a template writes behind it is never generated."""
+        """Split after the last end token: what a template writes behind it is never generated.
+
+        Where a turn ends with another special token, as Llama 3's do, only white space may be behind it.
+        """
         end = self.tokenizer.eos_token_id
-        last = len(ids) - ids[::-1].index(end) if end in ids else len(ids)
+        last = len(ids) - ids[::-1].index(end) if end in ids else 0
+        if not last:
+            last = max((place + 1 for place, one in enumerate(ids) if one in self._special), default=0)
+            last = last if last and not self.tokenizer.decode(ids[last:]).strip() else len(ids)
         return ids[:last], ids[last:]
 
     def _ended(self, ids: list[int]) -> list[int]:
-        end = self.tokenizer.eos_token_id
-        ids = self._split(ids)[0]
-        special = set(self.tokenizer.all_special_ids)
-        return ids if end is None or (ids and ids[-1] in special) else [*ids, end]
+        """Cut what stands behind the end token of an answer, or give it one."""
+        kept = self._split(ids)[0]
+        return kept if kept and kept[-1] in self._special else [*ids, self.tokenizer.eos_token_id]
+
+    def _closed(self, ids: list[int]) -> list[int]:
+        """Give a text an end token unless it ends with one; of a text nothing is cut."""
+        kept, rest = self._split(ids)
+        closed = kept and kept[-1] in self._special and not self.tokenizer.decode(rest).strip()
+        return ids if closed else [*ids, self.tokenizer.eos_token_id]
+
+    @functools.cached_property
+    def _special(self) -> frozenset[int]:
+        added = self.tokenizer.added_tokens_decoder.items()
+        return frozenset([*self.tokenizer.all_special_ids, *(i for i, token in added if token.special)])
 
 
-def check_prompt(value: object, what: str, origin: str) -> None:
-    """Check that `value` is text, or a list of messages with a role and a content.
+@dataclass(frozen=True)
+class _Talk:
+    """Renderings of the beginnings of one conversation."""
 
-    Raises:
-        DataError: It is neither; the message says what it is.
-    """
-    if isinstance(value, str):
-        return
-    if not isinstance(value, Sequence) or not value:
-        found = "an empty list" if isinstance(value, Sequence) else type(value).__name__
-        raise DataError(f"{origin}: {what} must be text or a list of messages, got {found}")
-    for number, message in enumerate(value, 1):
-        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
-            raise DataError(f"{origin}: {what}, message {number}: expected {{'role': …, 'content': …}}")
-        if not isinstance(message.get("content"), str):
-            found = type(message.get("content")).__name__
-            raise DataError(f"{origin}: {what}, message {number}: content must be text, got {found}")
+    tokenizer: Any
+    messages: Sequence[Message]
+    origin: str
+    tools: Any
 
+    def until(self, turn: int) -> str:
+        """Render the messages before `turn`, and what opens an assistant turn."""
+        return self._render(self.messages[:turn], True)
 
-def _after(start: str, full: str, origin: str, what: str) -> str:
-    if not full.startswith(start):
+    def whole(self, count: int) -> str:
+        """Render the first `count` messages."""
+        return self._render(self.messages[:count], False)
+
+    def after(self, start: str, full: str, turn: int) -> str:
+        """Return what `full` adds to `start`.
+
+        Raises:
+            DataError: It begins otherwise, so that nobody can say which tokens the turn is made of.
+        """
+        if full.startswith(start):
+            return full[len(start) :]
+        place = next((i for i, (a, b) in enumerate(zip(start, full, strict=False)) if a != b), len(full))
+        was, became = (repr(text[max(place - 10, 0) :][:30]) for text in (start, full))
+        message = self.messages[turn]
+        said = shortened(str(message.get("content") or "a tool call"), 30)
         raise DataError(
-            f"{origin}: the chat template renders what stands before {what} differently once {what} follows, "
-            "so the supervised tokens are ambiguous; choose another template with model.chat_template=FILE"
+            f"{self.origin}: the chat template renders what stands before turn {turn + 1} differently once "
+            f"turn {turn + 1} ({message['role']}: '{said}') follows, {was} as {became}, so the supervised "
+            "tokens are ambiguous; set objective.supervise=last, or another template with model.chat_template"
         )
-    return full[len(start) :]
+
+    def _render(self, messages: Sequence[Message], open_turn: bool) -> str:
+        if not self.tokenizer.chat_template:
+            raise DataError(
+                f"{self.origin}: messages need a chat template and this tokenizer has none; "
+                "set model.chat_template=FILE or a name such as chatml, or give prompt and completion as text"
+            )
+        try:
+            rendered = self.tokenizer.apply_chat_template(
+                [plain(message) for message in messages],
+                tools=self.tools,
+                tokenize=False,
+                add_generation_prompt=open_turn,
+            )
+        # Templates raise jinja2 errors of their own making for roles or orders they do not take.
+        except Exception as error:
+            told = shortened(str(error), 200)
+            raise DataError(f"{self.origin}: the chat template refuses the messages: {told}") from error
+        return str(rendered)
+
+
+def _all_supervised(tree: Tree) -> Tree:
+    rest = tree.prompt[1:] + tree.branches[0].ids
+    return replace(tree, prompt=tree.prompt[:1], branches=(Branch(rest),))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import hydra
@@ -19,10 +19,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from luthier import schema
 from luthier.catalogue import Catalogue, catalogue, require
-from luthier.errors import ConfigError, PluginError, nearest
+from luthier.errors import ConfigError, PluginError, nearest, unknown
 from luthier.explain import explain
 from luthier.kinds import KINDS, Kind
 from luthier.method import options_of
+from luthier.overflow import OVERFLOW
 from luthier.settings import VERBS
 
 CONFIG_PATH = "pkg://luthier_conf"
@@ -123,6 +124,28 @@ def build(kind: str, config: DictConfig) -> Any:
     return schema.build(catalogue().find(kind, str(config.name)).cls, config)
 
 
+def build_method(kind: str, values: Mapping[str, Any]) -> Any:
+    """Build a method of `kind` from plain values: its ``name``, and options as Hydra would check them.
+
+    For methods that are made of others, as a mixture is of sources.
+
+    Raises:
+        ConfigError: The name is missing, or an option is unknown or has the wrong type.
+        PluginError: There is no such method.
+    """
+    if not isinstance(values, Mapping) or not isinstance(values.get("name"), str):
+        raise ConfigError(f"expected {{name: {kind.upper()}, …}}, got {values!r}")
+    cls = catalogue().find(kind, values["name"]).cls
+    for key in set(map(str, values)) - {*options_of(cls), "name"}:
+        raise ConfigError(f"{values['name']}: {unknown('option', key, options_of(cls))}")
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(schema.node(values["name"], cls)), dict(values))
+    except OmegaConfBaseException as error:
+        raise explain(error, list(options_of(cls)), broken_methods()) from error
+    assert isinstance(merged, DictConfig)
+    return schema.build(cls, merged)
+
+
 def selected(config: DictConfig) -> Iterator[tuple[Kind, str, DictConfig]]:
     """Yield every method of a composed config: its kind, where it stands, its node."""
     for kind in KINDS.values():
@@ -169,6 +192,8 @@ def _check_ranges(config: DictConfig) -> None:
         value = config.get(key)
         if value is not None and not value > 0:
             raise ConfigError(f"{key}={value} must be positive")
+    if config.overflow not in OVERFLOW:
+        raise ConfigError(unknown("overflow", str(config.overflow), OVERFLOW))
     if not 0 <= config.seed < 2**31:
         raise ConfigError(f"seed={config.seed} must be in [0, 2³¹)")
     if config.evaluation.every and "eval_data" in config and config.eval_data is None:
@@ -223,4 +248,4 @@ def broken_methods() -> dict[str, str]:
     return catalogue().broken
 
 
-__all__ = ["PluginError", "build", "compose", "prepare", "selected", "validate"]
+__all__ = ["PluginError", "build", "build_method", "compose", "prepare", "selected", "validate"]

@@ -5,13 +5,16 @@ from collections.abc import Iterable
 
 
 class LuthierError(Exception):
-    """What is wrong, where, what was expected, the way out — in one line.
+    """What is wrong, where, what was expected, the way out — in one line, whatever is quoted in it.
 
     Attributes:
         status: Exit status of a command that ends with it.
     """
 
     status: int = 2
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.splitlines()))
 
 
 class ConfigError(LuthierError, ValueError):

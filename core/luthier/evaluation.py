@@ -70,9 +70,12 @@ class Evaluator:
         return total / weight, math.exp(min(nll / tokens, 700.0))
 
     def _answers(self) -> list[Sample]:
-        rows = [row for row in self.held_out.rows if "prompt" in row.fields]
+        rows = [row for row in self.held_out.rows if row.fields.get("prompt") is not None]
         mine = self.processes.share(range(len(rows)))
-        prompts = [self.codec.prompt_ids(rows[i].fields["prompt"], rows[i].origin) for i in mine]
+        prompts = [
+            self.codec.prompt_ids(rows[i].fields["prompt"], rows[i].origin, rows[i].fields.get("tools"))
+            for i in mine
+        ]
         answers = generate(self.policy, self.codec, prompts, self.settings)
         samples = {i: self._sample(rows[i], answer) for i, answer in zip(mine, answers, strict=True)}
         everyones = {i: sample for part in self.processes.gather(samples) for i, sample in part.items()}
@@ -146,4 +149,6 @@ def _text(value: object) -> str:
     if isinstance(value, str):
         return value
     assert isinstance(value, Sequence)
-    return "\n".join(str(message["content"]) for message in value if message.get("role") != "system")
+    return "\n".join(
+        str(message.get("content") or "") for message in value if message.get("role") != "system"
+    )

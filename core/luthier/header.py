@@ -28,9 +28,9 @@ def header(
 ) -> list[str]:
     """Return the lines: model, data with what was dropped and why, held-out rows, steps and methods."""
     epochs = total_steps / math.ceil(len(data) / config.batch_size)
-    lines = [model_line(loaded), f"data      {data.summary()}"]
+    lines = [model_line(loaded), *data.lines("data")]
     if held_out:
-        lines.append(f"held out  {held_out.summary()}")
+        lines += held_out.lines("held out")
     methods = f"{config.objective.name}, {config.adapter.name}, {config.optimiser.name}"
     steps = f"{total_steps} steps of {config.batch_size} examples ({epochs:.2f} epochs)"
     return [*lines, f"run       {steps} · {methods} · {config.run_dir}"]

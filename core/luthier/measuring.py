@@ -8,9 +8,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from luthier import config as configs
 from luthier.codec import Codec
-from luthier.data import Encoded, encode
+from luthier.data import Encoded
 from luthier.data_source import DataSource
-from luthier.errors import ConfigError
 from luthier.evaluation import Evaluator
 from luthier.header import model_line
 from luthier.model import LoadedModel, load_model
@@ -18,6 +17,7 @@ from luthier.objective import Objective
 from luthier.parallel import Processes
 from luthier.policy import Policy
 from luthier.report import EvaluationReport, as_json, versions, write_json
+from luthier.run_data import source_rows
 from luthier.run_folder import hooks, run_folder
 from luthier.settings import EvaluationConfig
 
@@ -32,10 +32,10 @@ def evaluate(config: DictConfig) -> EvaluationReport:
     with run_folder(config, processes) as run_dir:
         loaded = load_model(config.model, train_base=False)
         objective: Objective = configs.build("objective", config.objective)
-        held_out = held_out_rows(config, "data", loaded, objective)
+        held_out = source_rows(config, "data", loaded, objective)
         evaluator = evaluator_of(config, policy_of(loaded), loaded, objective, held_out, processes)
         hook = hooks(processes)
-        hook.after_header(lines=[model_line(loaded), f"data      {evaluator.held_out.summary()}"])
+        hook.after_header(lines=[model_line(loaded), *evaluator.held_out.lines("data")])
         report = evaluator.report(step=0, answer=True)
         hook.after_evaluation(report=report)
         if processes.main:
@@ -48,26 +48,6 @@ def policy_of(loaded: LoadedModel) -> Policy:
     policy = Policy(loaded.model, autocast_dtype=loaded.autocast_dtype)
     policy.check()
     return policy
-
-
-def longest(config: DictConfig, loaded: LoadedModel) -> int:
-    """Return how many tokens an example may have.
-
-    Raises:
-        ConfigError: `max_length` is more than the model can take.
-    """
-    context = loaded.context
-    if config.max_length and context and config.max_length > context:
-        raise ConfigError(f"max_length={config.max_length} is more than the model's context, {context}")
-    return int(config.max_length or context or 2**20)
-
-
-def held_out_rows(
-    config: DictConfig, key: str, loaded: LoadedModel, objective: Objective
-) -> tuple[DataSource, Encoded]:
-    """Return the source that `config` has under `key`, and its encoded rows."""
-    source: DataSource = configs.build("data_source", config[key])
-    return source, encode(source, objective, Codec(loaded.tokenizer), longest(config, loaded))
 
 
 def evaluator_of(

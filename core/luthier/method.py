@@ -31,4 +31,6 @@ def option(default: Any, help: str) -> Any:
 
 def options_of(cls: type[Any]) -> dict[str, dataclasses.Field[Any]]:
     """Return the options of a method class by name: the fields its constructor takes."""
-    return {field.name: field for field in dataclasses.fields(cls) if field.init}
+    fields = [field for field in dataclasses.fields(cls) if field.init]
+    # Keyword-only ones, which a base class gives to every method of its kind, come after the method's own.
+    return {field.name: field for field in sorted(fields, key=lambda field: field.kw_only is True)}

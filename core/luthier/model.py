@@ -40,7 +40,9 @@ class ModelConfig:
     dtype: str = option("auto", "auto (bf16 where the device computes in it), float32, bfloat16 or float16.")
     device: str = option("auto", "auto (CUDA if there is one), cpu, cuda, cuda:1 …")
     revision: str | None = option(None, "Branch, tag or commit at the hub.")
-    chat_template: str | None = option(None, "A Jinja file that replaces the tokenizer's chat template.")
+    chat_template: str | None = option(
+        None, "Replaces the tokenizer's: a Jinja file, or a name such as chatml."
+    )
     gradient_checkpointing: bool = option(
         False, "Recompute activations in the backward pass: less memory, about a third more time."
     )

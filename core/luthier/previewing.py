@@ -12,13 +12,11 @@ import torch
 from omegaconf import DictConfig
 
 from luthier import config as configs
-from luthier.codec import Codec
-from luthier.data import Encoded, encode
-from luthier.data_source import DataSource
 from luthier.errors import ConfigError
-from luthier.model import LoadedTokenizer, load_model_tokenizer
+from luthier.model import load_model_tokenizer
 from luthier.objective import Objective
 from luthier.pieces import Piece, pieces
+from luthier.run_data import training_rows
 from luthier.tree import Tree
 
 CHECKED = 1000
@@ -135,7 +133,7 @@ def preview(config: DictConfig) -> PreviewResult:
 
     objective: Objective = configs.build("objective", config.objective)
     loaded = load_model_tokenizer(config.model)
-    data, held_out = _encode(config, loaded, objective)
+    data, held_out = training_rows(config, loaded, objective)
     chosen = _choose(config, len(data))
     names = type(objective).branch_names
     first = [data.trees[i] for i in range(min(CHECKED, len(data)))]
@@ -144,7 +142,7 @@ def preview(config: DictConfig) -> PreviewResult:
         examples=tuple(Example.of(data.trees[i], loaded.tokenizer, names, i + 1) for i in chosen),
         rows=len(data),
         summary=data.summary(),
-        held_out=held_out.summary() if held_out else None,
+        held_out=held_out[1].summary() if held_out else None,
         findings=findings(loaded.tokenizer, first, len(data)),
         html=Path(config.html).expanduser() if config.html else None,
     )
@@ -152,30 +150,6 @@ def preview(config: DictConfig) -> PreviewResult:
         write_page(result, result.html)
     show(result)
     return result
-
-
-def _encode(
-    config: DictConfig, loaded: LoadedTokenizer, objective: Objective
-) -> tuple[Encoded, Encoded | None]:
-    """Encode as `train` does: the same objective, the same longest example, held-out rows left out."""
-    if config.max_length and loaded.context and config.max_length > loaded.context:
-        raise ConfigError(
-            f"max_length={config.max_length} is more than the model's context, {loaded.context}"
-        )
-    longest = int(config.max_length or loaded.context or 2**20)
-
-    def encoded(key: str) -> Encoded:
-        source: DataSource = configs.build("data_source", config[key])
-        return encode(source, objective, Codec(loaded.tokenizer), longest)
-
-    data = encoded("data")
-    if not config.eval_data:
-        return data, None
-    held_out = encoded("eval_data")
-    data = data.without(held_out)
-    if not len(data):
-        raise ConfigError("every row of data is also in eval_data: nothing is left to train on")
-    return data, held_out
 
 
 def _choose(config: DictConfig, count: int) -> list[int]:

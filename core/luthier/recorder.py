@@ -14,7 +14,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from luthier import resume
-from luthier.checkpoint import Checkpoint, Checkpoints, digests
+from luthier.checkpoint import Checkpoint, Checkpoints
 from luthier.data import Encoded
 from luthier.engine import Progress
 from luthier.evaluation import Evaluator
@@ -62,8 +62,7 @@ class Recorder:
         """
         resume.check_config(self.config, checkpoint)
         snapshot = checkpoint.load()
-        origins = [tree.origin for tree in self.data.trees]
-        resume.check_rows(digests(self.data.trees), snapshot.tensors["rows"]["train"], origins)
+        resume.check_rows(self._rows(), snapshot.tensors["rows"]["train"], self._origin)
         resume.check_lock(resume.lock_of(self.config), checkpoint.lock())
         self.state.restore(snapshot)
         self.before = evaluation_of(snapshot.values["before"])
@@ -142,5 +141,8 @@ class Recorder:
 
     def _rows(self) -> torch.Tensor:
         if not hasattr(self, "_digests"):
-            self._digests = digests(self.data.trees)
+            self._digests = self.data.digests()
         return self._digests
+
+    def _origin(self, row: int) -> str:
+        return self.data.trees[row].origin

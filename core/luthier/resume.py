@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,8 +78,8 @@ def check_config(config: DictConfig, checkpoint: Checkpoint) -> None:
             log.warning("%s: %s → %s: the schedule follows the new length", key, old.get(key), new.get(key))
 
 
-def check_rows(now: torch.Tensor, then: torch.Tensor, origins: Sequence[str]) -> None:
-    """Compare the rows' hashes (n,) with those of the checkpoint.
+def check_rows(now: torch.Tensor, then: torch.Tensor, origin_of: Callable[[int], str]) -> None:
+    """Compare the rows' hashes (n,) with those of the checkpoint; `origin_of` says where a row stands.
 
     Raises:
         ConfigError: The data changed; the first row that differs is named.
@@ -89,7 +89,7 @@ def check_rows(now: torch.Tensor, then: torch.Tensor, origins: Sequence[str]) ->
     shared = min(len(now), len(then))
     differs = (now[:shared] != then[:shared]).nonzero()
     first = int(differs[0]) if len(differs) else shared
-    where = f" ({origins[first]})" if first < len(origins) else ""
+    where = f" ({origin_of(first)})" if first < len(now) else ""
     raise ConfigError(
         f"the data changed since the checkpoint: {len(then):,} rows then, {len(now):,} now; the first that "
         f"differs is row {first + 1:,}{where}. Bring the old data back, or start a new run"

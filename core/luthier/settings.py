@@ -57,6 +57,7 @@ class TrainConfig:
     objective: Any = MISSING
     data: Any = MISSING
     eval_data: Any = None
+    row_filters: dict[str, Any] = field(default_factory=dict)
     trackers: dict[str, Any] = field(default_factory=dict)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
@@ -68,7 +69,10 @@ class TrainConfig:
     )
     epochs: float = option(1.0, "Passes over the data.")
     max_steps: int | None = option(None, "Optimiser steps; null: as many as `epochs` says.")
-    max_length: int | None = option(None, "Longest example in tokens; longer ones are dropped and counted.")
+    max_length: int | None = option(None, "Longest example in tokens; null: the model's context.")
+    overflow: str = option(
+        "drop", "What becomes of longer ones: drop, truncate_left, truncate_right, refuse."
+    )
     clip_norm: float | None = option(1.0, "Largest global gradient norm; null: no clipping.")
     shuffle: bool = option(True, "Draw a new order of the examples every epoch.")
     seed: int = option(0, "Seed of the order, the adapter's start and dropout.")
@@ -86,11 +90,15 @@ class EvaluateConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     objective: Any = MISSING
     data: Any = MISSING
+    row_filters: dict[str, Any] = field(default_factory=dict)
     trackers: dict[str, Any] = field(default_factory=dict)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     plugins: PluginsConfig = field(default_factory=PluginsConfig)
     pack_tokens: int = option(2048, "Tokens one forward pass may hold.")
-    max_length: int | None = option(None, "Longest example in tokens; longer ones are dropped and counted.")
+    max_length: int | None = option(None, "Longest example in tokens; null: the model's context.")
+    overflow: str = option(
+        "drop", "What becomes of longer ones: drop, truncate_left, truncate_right, refuse."
+    )
     seed: int = option(0, "Seed of everything random.")
     run_dir: str = option("runs/${now:%Y-%m-%d_%H-%M-%S}", "Folder for config, answers and summary.")
 

@@ -5,7 +5,8 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from luthier.errors import ConfigError, ModelError
+from luthier import chat_templates as templates
+from luthier.errors import ModelError
 from luthier.pretrained import from_pretrained
 
 _PROBE = "The naïve café: 12 + 3 = 15.\n\tdef f(x): return x<|im_start|>"
@@ -20,10 +21,10 @@ def load_tokenizer(base: str, revision: str | None = None, chat_template: str | 
     Args:
         base: A folder or a hub name.
         revision: Branch, tag or commit at the hub.
-        chat_template: A Jinja file that replaces the tokenizer's own template.
+        chat_template: A Jinja file, or the name of a template, that replaces the tokenizer's own template.
 
     Raises:
-        ConfigError: The template file is missing.
+        ConfigError: There is no such template.
         ModelError: There is no tokenizer, or it has no end token.
     """
     tokenizer = from_pretrained(AutoTokenizer, base, revision=revision)
@@ -32,10 +33,7 @@ def load_tokenizer(base: str, revision: str | None = None, chat_template: str | 
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     if chat_template is not None:
-        file = Path(chat_template).expanduser()
-        if not file.is_file():
-            raise ConfigError(f"model.chat_template={chat_template} is no file; expected a Jinja template")
-        tokenizer.chat_template = file.read_text(encoding="utf-8")
+        tokenizer.chat_template = templates.chat_template(chat_template, tokenizer)
     return tokenizer
 
 

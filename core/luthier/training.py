@@ -15,13 +15,12 @@ from luthier import config as configs
 from luthier import signals
 from luthier.adapter import Adapter
 from luthier.checkpoint import Checkpoint, Checkpoints
-from luthier.codec import Codec
-from luthier.data import Encoded, Sampler, encode
+from luthier.data import Encoded, Sampler
 from luthier.engine import Loop, Plan, Progress
 from luthier.errors import ConfigError
 from luthier.evaluation import Evaluator
 from luthier.header import header, parameter_counts
-from luthier.measuring import evaluator_of, held_out_rows, longest, policy_of
+from luthier.measuring import evaluator_of, policy_of
 from luthier.model import LoadedModel, load_model
 from luthier.objective import Objective
 from luthier.parallel import Processes
@@ -36,6 +35,7 @@ from luthier.report import (
     versions,
     write_json,
 )
+from luthier.run_data import training_rows
 from luthier.run_folder import finished, hooks, run_folder, write_config
 from luthier.schedule import schedule
 from luthier.state import TrainingState, seed_everything
@@ -82,16 +82,10 @@ class _Training:
         seed_everything(config.seed, processes.rank)
         adapter: Adapter = configs.build("adapter", config.adapter)
         objective: Objective = configs.build("objective", config.objective)
-        source = configs.build("data_source", config.data)
         quantiser = configs.build("quantiser", config.quantiser) if config.quantiser else None
         load_options = quantiser.load_options if quantiser else None
         loaded = load_model(config.model, train_base=adapter.trains_base, load_options=load_options)
-        data = encode(source, objective, Codec(loaded.tokenizer), longest(config, loaded))
-        held_out = held_out_rows(config, "eval_data", loaded, objective) if config.eval_data else None
-        if held_out:
-            data = data.without(held_out[1])
-            if not len(data):
-                raise ConfigError("every row of data is also in eval_data: nothing is left to train on")
+        data, held_out = training_rows(config, loaded, objective)
         adapter.attach(loaded.model, torch.Generator().manual_seed(config.seed))
         if config.model.gradient_checkpointing:
             loaded.model.gradient_checkpointing_enable({"use_reentrant": False})

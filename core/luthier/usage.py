@@ -63,8 +63,9 @@ def _presets(group: str) -> list[str]:
 
 
 def _options(cls: type[Any], prefix: str, leave_out: Collection[str] = ()) -> Iterator[tuple[str, str]]:
-    fields = [field for field in dataclasses.fields(cls) if field.name not in leave_out]
-    # A group of options comes after the single ones.
+    # A group of options comes after the single ones; what a whole kind shares, after a method's own.
+    own = sorted(dataclasses.fields(cls), key=lambda field: field.kw_only is True)
+    fields = [field for field in own if field.name not in leave_out]
     for field in sorted(fields, key=lambda field: "help" not in field.metadata):
         if text := field.metadata.get("help"):
             yield f"{prefix}{field.name}", f"{text} [dim]{_default(field)}[/]"

@@ -112,7 +112,7 @@ def test_help_lists_groups_choices_and_options_with_their_defaults(folder, capsy
     for shown in (
         "adapter",
         "full, lora",
-        "jsonl, reasoning_gym",
+        "json, jsonl, mixture",
         "pack_tokens",
         "adapter.rank",
         "quickstart",

@@ -92,6 +92,7 @@ def test_an_option_that_is_a_mapping_takes_new_keys_as_typed(override, where):
         ("evaluation.every=2", "evaluation.every needs held-out rows: choose data@eval_data=SOURCE"),
         ("eval_data.path=x", "choose the held-out rows first: data@eval_data=SOURCE"),
         ("seed=-1", "seed=-1 must be in"),
+        ("overflow=truncate", "unknown overflow 'truncate': did you mean 'truncate_left'"),
     ],
 )
 def test_what_would_be_ignored_is_refused(override, told):
@@ -106,7 +107,7 @@ def test_an_option_of_another_choice_is_told_as_that():
 
 def test_data_must_be_chosen():
     with pytest.raises(
-        ConfigError, match=r"'data' must be chosen, e.g. data=NAME; known: jsonl, reasoning_gym"
+        ConfigError, match=r"'data' must be chosen, e.g. data=NAME; known: csv, .*jsonl, .*reasoning_gym"
     ):
         compose("train", [])
 

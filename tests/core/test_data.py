@@ -35,6 +35,42 @@ def test_rows_too_long_are_dropped_counted_and_shown():
     assert "dropped: 1 longer than 20 tokens" in data.summary()
 
 
+def test_rows_too_long_are_cut_on_request_counted_and_shown():
+    pairs = [("a", "b"), ("a" * 100, "b"), ("c", "d" * 100)]
+    left = encode(Listed(pairs), SFT(), Codec(tiny_tokenizer()), 20, overflow="truncate_left")
+    assert [tree.tokens for tree in left.trees][1] == 20
+    assert left.trees[1].branches == encoded(("a", "b")).trees[0].branches
+    told = "dropped: 1 longer than 20 tokens without the prompt · truncated: 1 cut on the left to 20 tokens"
+    assert told in left.summary()
+    right = encode(Listed(pairs), SFT(), Codec(tiny_tokenizer()), 20, overflow="truncate_right")
+    assert (dict(right.dropped), dict(right.truncated)) == (
+        {"longer than 20 tokens in the prompt alone": 1},
+        {"cut on the right to 20 tokens": 1},
+    )
+    with pytest.raises(DataError, match=r"rows\[1\]: .* tokens are more than max_length=20"):
+        encode(Listed(pairs), SFT(), Codec(tiny_tokenizer()), 20, overflow="refuse")
+
+
+def test_rows_that_are_not_kept_are_still_compared_with_held_out_ones():
+    source, codec = Listed([("a", "b"), ("c", "d"), ("e", "f")]), Codec(tiny_tokenizer())
+    for supervise in ("assistant", "all"):
+        data = encode(source, SFT(supervise=supervise), codec, 64, keep_rows=False)
+        kept = data.without(encoded(("c", "other")))
+        assert (data.rows, kept.rows) == ([], [])
+        assert [tree.origin for tree in kept.trees] == ["rows[0]", "rows[2]"]
+        assert kept.digests().tolist() == [int(data.digests()[i]) for i in (0, 2)]
+
+
+def test_the_header_fits_a_terminal_and_counts_what_is_used():
+    data = encoded(("a", "b"), ("a" * 100, "b"), ("c", "defg"), max_length=20)
+    used, left_out = data.lines("data")
+    assert used.startswith("data      2 rows · ")
+    assert f"{data.tokens} tokens, " in used
+    assert "longest " in used
+    assert left_out == "          dropped: 1 longer than 20 tokens"
+    assert max(map(len, (used, left_out))) <= 100
+
+
 def test_no_usable_row_is_an_error_that_says_why():
     with pytest.raises(DataError, match=r"no usable row \(2 longer than 3 tokens\)"):
         encoded(("abc", "defg"), ("abcd", "efg"), max_length=3)

@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from helpers import tiny_llama, tiny_tokenizer
-from luthier import ConfigError, DataError, compose, evaluate, train
+from luthier import ConfigError, DataError, compose, evaluate, hookimpl, train
+from luthier.catalogue import catalogue
 from luthier.model import ModelConfig, load_model
 
 
@@ -216,3 +217,39 @@ def test_numbers_that_cannot_be_meant_are_refused(folder, tmp_path, more, told):
 
 def test_max_steps_goes_beyond_the_epochs(folder, tmp_path):
     assert train(compose("train", overrides(folder, tmp_path / "run", "max_steps=5", "epochs=1"))).steps == 5
+
+
+def test_data_of_any_sort_reaches_the_run_through_its_options(folder, tmp_path):
+    rows = "".join(f"{a},{b}\n" for a, b in zip("abcdeab", "bcdefbc", strict=True))
+    (tmp_path / "rows.csv").write_text(f"question,reply\n{rows}{'long ' * 200},x\n")
+    held = [{"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}]
+    (tmp_path / "held.json").write_text(json.dumps(held))
+    seen: list[str] = []
+
+    class Seen:
+        @hookimpl
+        def after_header(self, lines: list[str]) -> None:
+            seen.extend(lines)
+
+    hooks = catalogue().hooks
+    tracker = Seen()
+    hooks.register(tracker)
+    try:
+        result = train(compose("train", [
+            f"model.path={folder}/base", "model.dtype=float32", "model.chat_template=chatml", "batch_size=2",
+            "data=csv", f"data.path={tmp_path}/rows.csv",
+            "data.columns={prompt: question, completion: reply}",
+            "data@eval_data=json", f"eval_data.path={tmp_path}/held.json", "evaluation.max_new_tokens=2",
+            "row_filter=exact_duplicates", "row_filters.exact_duplicates.ignore_case=true",
+            "objective.supervise=last", "overflow=truncate_left", "max_length=40",
+            f"run_dir={tmp_path}/run", "tracker=[]",
+        ]))  # fmt: skip
+    finally:
+        hooks.unregister(tracker)
+    assert result.steps == 3
+    data = [line for line in seen if line.startswith(("data", "held out", "  "))]
+    assert data[0].startswith("data      6 rows · ")
+    assert [line.strip() for line in data[1:3]] == [
+        "dropped: 2 exact duplicates", "truncated: 1 cut on the left to 40 tokens",
+    ]  # fmt: skip
+    assert data[3].startswith("held out  1 rows · ")

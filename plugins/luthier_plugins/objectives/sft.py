@@ -3,7 +3,20 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from luthier import Codec, DataError, Loss, Objective, Pack, Policy, Register, Row, Tree, hookimpl
+from luthier import (
+    Codec,
+    DataError,
+    Loss,
+    Objective,
+    Pack,
+    Policy,
+    Register,
+    Row,
+    Supervise,
+    Tree,
+    hookimpl,
+    option,
+)
 
 
 @dataclass(frozen=True)
@@ -12,24 +25,34 @@ class SFT(Objective):
 
     N counts the supervised tokens of the whole optimiser step, over all packs, so neither packing nor
     uneven lengths change the weight of a token. A row has ``prompt`` and ``completion`` (text or messages),
-    or ``messages``, of which every assistant turn is supervised.
+    ``messages``, of which `supervise` says what is trained, or ``text``, of which all is.
     """
 
     source: ClassVar[str] = "Ouyang et al. 2022, arXiv 2203.02155, section 3.5"
+
+    supervise: Supervise = option(
+        "assistant", "What is trained: assistant turns, the last one only, or all tokens but the first."
+    )
 
     def encode(self, row: Row, codec: Codec) -> Tree:
         """Return a prompt with one completion.
 
         Raises:
-            DataError: The row has neither ``messages`` nor ``prompt`` and ``completion``.
+            DataError: The row has neither ``messages``, nor ``prompt`` and ``completion``, nor ``text``.
         """
-        fields = row.fields
-        if fields.get("messages") is not None:
-            return codec.conversation(fields["messages"], row.origin)
+        fields = {name: value for name, value in row.fields.items() if value is not None}
+        tools = fields.get("tools")
+        if "messages" in fields:
+            return codec.conversation(fields["messages"], row.origin, self.supervise, tools)
         if "prompt" in fields and "completion" in fields:
-            return codec.pair(fields["prompt"], fields["completion"], row.origin)
+            return codec.pair(fields["prompt"], fields["completion"], row.origin, self.supervise, tools)
+        if "text" in fields:
+            return codec.document(fields["text"], row.origin)
         has = ", ".join(fields) or "nothing"
-        raise DataError(f"{row.origin}: has {has}; sft expects 'prompt' and 'completion', or 'messages'")
+        raise DataError(
+            f"{row.origin}: has {has}; sft expects 'prompt' and 'completion', 'messages' or 'text'; "
+            "rename with data.columns, e.g. data.columns.prompt=NAME"
+        )
 
     def loss(self, policy: Policy, pack: Pack) -> Loss:
         """Return the summed negative log-likelihood; its weight is the number of supervised tokens."""
