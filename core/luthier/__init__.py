@@ -16,7 +16,14 @@ if TYPE_CHECKING:
     from luthier.discovery import Plugin, plugins
     from luthier.errors import ConfigError, DataError, LuthierError, ModelError, PluginError, unknown
     from luthier.hookspecs import Register, hookimpl
-    from luthier.linear_adapter import AdaptedLinear, LinearAdapter, copy_state, refuse_adapted, weight_of
+    from luthier.linear_adapter import (
+        AdaptedLinear,
+        LinearAdapter,
+        copy_state,
+        linear_shape,
+        refuse_adapted,
+        weight_of,
+    )
     from luthier.low_rank import low_rank_linear, principal_part
     from luthier.low_rank_adapter import LowRankAdapter
     from luthier.merger import Merger
@@ -41,7 +48,7 @@ _HOMES = {
     "discovery": "Plugin plugins",
     "errors": "ConfigError DataError LuthierError ModelError PluginError unknown",
     "hookspecs": "Register hookimpl",
-    "linear_adapter": "AdaptedLinear LinearAdapter copy_state refuse_adapted weight_of",
+    "linear_adapter": "AdaptedLinear LinearAdapter copy_state linear_shape refuse_adapted weight_of",
     "low_rank": "low_rank_linear principal_part",
     "low_rank_adapter": "LowRankAdapter",
     "merger": "Merger",
@@ -65,7 +72,7 @@ __all__ = [
     "EvaluationReport", "LinearAdapter", "Logprobs", "Loss", "LowRankAdapter", "LuthierError",
     "Merger", "ModelError", "Objective", "Optimiser", "Pack", "Plugin", "PluginError", "Policy",
     "Quantiser", "Register", "RewardModel", "Row", "RowFilter", "Sample", "StepReport", "Tracker",
-    "TrainResult", "Tree", "compose", "copy_state", "evaluate", "hookimpl", "low_rank_linear",
+    "TrainResult", "Tree", "compose", "copy_state", "evaluate", "hookimpl", "linear_shape", "low_rank_linear",
     "option", "plugins", "principal_part", "refuse_adapted", "save_model", "train", "unknown",
     "weight_of",
 ]  # fmt: skip

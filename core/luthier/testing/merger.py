@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import ClassVar
 
@@ -12,7 +11,7 @@ import torch
 from luthier.merger import Merger
 from luthier.testing.suite import Suite, apart, seeded
 
-SHAPES: Mapping[str, tuple[int, ...]] = {
+SHAPES: dict[str, tuple[int, ...]] = {
     "model.embed_tokens.weight": (20, 8),
     "model.layers.0.mlp.up_proj.weight": (12, 8),
     "model.layers.0.mlp.down_proj.weight": (8, 12),
@@ -85,7 +84,8 @@ class MergerSuite(Suite):
         expected = {name: self.merged(name) for name in SHAPES}
         torch.manual_seed(1234)
         with ThreadPoolExecutor(4) as pool:
-            found = dict(zip(reversed(SHAPES), pool.map(self.merged, reversed(SHAPES)), strict=True))
+            backwards = list(SHAPES)[::-1]
+            found = dict(zip(backwards, pool.map(self.merged, backwards), strict=True))
         for name in SHAPES:
             same = torch.equal(found[name], expected[name])
             assert same, f"{name} depends on what was merged before it; seed a torch.Generator from `name`"

@@ -31,7 +31,7 @@ class Suite:
         name = self.method.__name__
         assert issubclass(self.method, Method), f"{name} must inherit one of Luthier's kinds"
         assert dataclasses.is_dataclass(self.method), f"{name} must be a dataclass: @dataclass(frozen=True)"
-        frozen = self.method.__dataclass_params__.frozen  # type: ignore[attr-defined]
+        frozen = self.method.__dataclass_params__.frozen
         assert frozen, f"{name} must be frozen: @dataclass(frozen=True)"
         made_up = f"{name}("
         told = (self.method.__doc__ or made_up).strip()
