@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from luthier.objective import Loss, Objective
     from luthier.optimiser import Optimiser
     from luthier.policy import Logprobs, Policy
+    from luthier.peft_folder import load_adapter
     from luthier.quantiser import Quantiser
     from luthier.report import EvaluationReport, Sample, StepReport, TrainResult
     from luthier.reward_model import RewardModel
@@ -56,6 +57,7 @@ _HOMES = {
     "objective": "Loss Objective",
     "optimiser": "Optimiser",
     "policy": "Logprobs Policy",
+    "peft_folder": "load_adapter",
     "quantiser": "Quantiser",
     "report": "EvaluationReport Sample StepReport TrainResult",
     "reward_model": "RewardModel",
@@ -72,7 +74,7 @@ __all__ = [
     "EvaluationReport", "LinearAdapter", "Logprobs", "Loss", "LowRankAdapter", "LuthierError",
     "Merger", "ModelError", "Objective", "Optimiser", "Pack", "Plugin", "PluginError", "Policy",
     "Quantiser", "Register", "RewardModel", "Row", "RowFilter", "Sample", "StepReport", "Tracker",
-    "TrainResult", "Tree", "compose", "copy_state", "evaluate", "hookimpl", "linear_shape", "low_rank_linear",
+    "TrainResult", "Tree", "compose", "copy_state", "evaluate", "hookimpl", "linear_shape", "load_adapter", "low_rank_linear",
     "option", "plugins", "principal_part", "refuse_adapted", "save_model", "train", "unknown",
     "weight_of",
 ]  # fmt: skip

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-import re
 from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
@@ -15,9 +14,7 @@ import pluggy
 from luthier import hookspecs
 from luthier.discovery import Plugin, plugins, unmet_core_requirement
 from luthier.errors import PluginError, unknown
-from luthier.kinds import KINDS, Kind
-
-NAME = re.compile(r"[a-z][a-z0-9_]*")
+from luthier.kinds import KINDS, NAME, Kind
 
 
 @dataclass(frozen=True)
@@ -148,7 +145,7 @@ def catalogue() -> Catalogue:
 
 
 def require(requirements: list[str]) -> None:
-    """Check ``plugins.required`` entries such as ``"luthier-vera>=0.2"``.
+    """Check ``plugins.required`` entries such as ``"luthier-toy>=0.2"``.
 
     Raises:
         PluginError: A distribution is missing or has another version.

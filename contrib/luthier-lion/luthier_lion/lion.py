@@ -27,16 +27,17 @@ class SignMomentum(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            parameters = [p for p in group["params"] if p.grad is not None]
-            if parameters:
-                self._update(parameters, group)
+            found = [(p, p.grad) for p in group["params"] if p.grad is not None]
+            if found:
+                self._update([p for p, _ in found], [gradient for _, gradient in found], group)
         return loss
 
-    def _update(self, parameters: list[nn.Parameter], group: dict[str, Any]) -> None:
+    def _update(
+        self, parameters: list[torch.Tensor], gradients: list[torch.Tensor], group: dict[str, Any]
+    ) -> None:
         for p in parameters:
             if not self.state[p]:
                 self.state[p]["momentum"] = torch.zeros_like(p)
-        gradients = [p.grad for p in parameters]
         momenta = [self.state[p]["momentum"] for p in parameters]
         directions = torch._foreach_lerp(gradients, momenta, group["beta1"])  # β₁ m + (1 − β₁) g
         torch._foreach_sign_(directions)

@@ -123,9 +123,7 @@ class VeRA(LinearAdapter):
         device = weight_of(next(iter(bases.values()))).device
         widest = max(d_in for d_in, _ in shapes), max(d_out for _, d_out in shapes)
         shared = Projections(self.rank, *widest, self.projection_seed, device)
-        return {
-            name: VeRALinear(base, shared, self.d_initial, self.dropout) for name, base in bases.items()
-        }
+        return {name: VeRALinear(base, shared, self.d_initial, self.dropout) for name, base in bases.items()}
 
     def wrap(self, name: str, base: nn.Module, generator: torch.Generator) -> AdaptedLinear:
         """Wrap one layer around a pair of its own."""

@@ -5,7 +5,7 @@ import warnings
 import pytest
 import torch
 
-from luthier import ConfigError, ModelError
+from luthier import ConfigError, ModelError, load_adapter
 from luthier.testing import AdapterSuite, tiny_gpt2, tiny_llama
 from luthier_vera.vera import VeRA, VeRALinear
 
@@ -75,8 +75,6 @@ def test_we_load_what_peft_saves(kind, saved, tmp_path):
     )
     theirs = moved(peft.get_peft_model(MODELS[kind](), config)).eval()
     theirs.save_pretrained(tmp_path)
-    from luthier.peft_folder import load_adapter
-
     model = MODELS[kind]()
     load_adapter(model, tmp_path, {"VERA": VeRA}, trainable=False)
     torch.testing.assert_close(logits(model), logits(theirs), atol=1e-5, rtol=1e-5)

@@ -4,8 +4,8 @@ A plugin's tests subclass the suite of its kind and name the method; every ``tes
 
     from luthier.testing import OptimiserSuite
 
-    class TestLion(OptimiserSuite):
-        method = Lion
+    class TestToy(OptimiserSuite):
+        method = Toy
         options = {"lr": 1e-3}  # where the defaults are not what should be tested
 
 A check's docstring is the contract, and its failure says what to mend. Everything runs on a CPU, on random
