@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from luthier.method import option
     from luthier.objective import Loss, Objective
     from luthier.optimiser import Optimiser
-    from luthier.policy import Logprobs, Policy
     from luthier.peft_folder import load_adapter
+    from luthier.policy import Logprobs, Policy
     from luthier.quantiser import Quantiser
     from luthier.report import EvaluationReport, Sample, StepReport, TrainResult
     from luthier.reward_model import RewardModel
@@ -74,7 +74,8 @@ __all__ = [
     "EvaluationReport", "LinearAdapter", "Logprobs", "Loss", "LowRankAdapter", "LuthierError",
     "Merger", "ModelError", "Objective", "Optimiser", "Pack", "Plugin", "PluginError", "Policy",
     "Quantiser", "Register", "RewardModel", "Row", "RowFilter", "Sample", "StepReport", "Tracker",
-    "TrainResult", "Tree", "compose", "copy_state", "evaluate", "hookimpl", "linear_shape", "load_adapter", "low_rank_linear",
+    "TrainResult", "Tree", "compose", "copy_state", "evaluate", "hookimpl", "linear_shape", "load_adapter",
+    "low_rank_linear",
     "option", "plugins", "principal_part", "refuse_adapted", "save_model", "train", "unknown",
     "weight_of",
 ]  # fmt: skip

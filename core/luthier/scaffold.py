@@ -1,4 +1,4 @@
-"""``luthier plugins new``: a plugin package that works, to be turned into one's own. Does not import torch."""
+"""``luthier plugins new``: a plugin package that works, to start from. Does not import torch."""
 
 from __future__ import annotations
 

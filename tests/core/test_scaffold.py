@@ -1,4 +1,4 @@
-"""``luthier plugins new``: what it writes works at once, for every kind; what cannot be written is one line."""
+"""``luthier plugins new``: what it writes works at once, of every kind; what cannot be is one line."""
 
 import importlib.util
 import os
@@ -43,7 +43,7 @@ def test_the_generated_tests_pass_at_once(tmp_path):
     done = run("pytest", "-v", "-W", "error", *map(str, targets), folder=tmp_path, path=targets)
     assert done.returncode == 0, done.stdout
     for kind in kinds:
-        assert f"luthier-toy-{kind.replace('_', '-')}/tests/test_toy_{kind}.py::Test" in done.stdout
+        assert f"test_toy_{kind}.py::Test" in done.stdout
 
 
 def test_what_is_written_is_clean_by_its_own_rules(tmp_path):

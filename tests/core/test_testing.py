@@ -1,4 +1,4 @@
-"""The conformance kit catches methods that are wrong: each broken one fails the check that names its fault."""
+"""The conformance kit catches wrong methods: each broken one fails the check that names its fault."""
 
 from collections import deque
 from dataclasses import dataclass, field
@@ -18,8 +18,11 @@ from luthier import (
     Row,
     RowFilter,
     Tracker,
+    Tree,
+    hookimpl,
+    option,
+    testing,
 )
-from luthier import Tree, hookimpl, option, testing
 from luthier.testing.optimiser import strangers
 from luthier_plugins.adapters.full import Full
 from luthier_plugins.adapters.lora import LoRA, LoRALinear

@@ -97,7 +97,7 @@ def test_a_pair_that_should_be_there_and_is_not_is_named():
     model = tiny_llama()
     adapter = VeRA(rank=4)
     adapter.attach(model, generator())
-    with pytest.raises(ModelError, match="base_model.vera_A is missing"):
+    with pytest.raises(ModelError, match=r"base_model\.vera_A is missing"):
         adapter.load_state(model, {})
 
 

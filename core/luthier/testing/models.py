@@ -102,7 +102,7 @@ def tiny_gpt2(seed: int = 0, **overrides: Any) -> GPT2LMHeadModel:
 class FakeQuantised(nn.Linear):
     """A linear layer that stores int8 in a shape of its own, as quantised layers do.
 
-    Its ``weight`` is not what it computes with: an adapter may only run it, or ask `AdaptedLinear.base_weight`.
+    Its ``weight`` is not what it computes with: an adapter may run it, or ask `AdaptedLinear.base_weight`.
     """
 
     scale: torch.Tensor

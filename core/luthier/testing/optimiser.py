@@ -96,7 +96,7 @@ class OptimiserSuite(Suite):
         assert not strange, f"{', '.join(strange)}: keep tensors and plain values only"
 
     def test_the_schedule_decides_its_step(self) -> None:
-        """Its groups have an `lr` that torch's schedules change; at 0 nothing moves, weight decay included."""
+        """Its groups have an `lr` that torch's schedules change; at 0 nothing moves, nor decays."""
         parameters, before = start(), start()
         optimiser = self.built(parameters)
         missing = [number for number, group in enumerate(optimiser.param_groups) if "lr" not in group]

@@ -46,7 +46,7 @@ class QuantiserSuite(Suite):
         assert config.to_dict() == before, "load_options changed the config it was given; copy it"
 
     def test_the_loaded_model_is_near_the_original(self, tmp_path: Path) -> None:
-        """transformers loads the model with them, and its logits are finite and near the original's."""
+        """Transformers loads the model with them, and its logits are finite and near the original's."""
         expected = logits(tiny_llama(hidden_size=128, intermediate_size=256, num_key_value_heads=4))
         found = logits(self.loaded(tmp_path)).float()
         assert torch.isfinite(found).all(), "the quantised model's logits are not finite"

@@ -27,7 +27,7 @@ class Suite:
         return self.method(**self.options)
 
     def test_it_is_a_frozen_dataclass_that_describes_itself(self) -> None:
-        """Fields are options, each with a sentence of help; the class says what it is and where it is from."""
+        """Fields are options, each with help; the class says what it is and where it comes from."""
         name = self.method.__name__
         assert issubclass(self.method, Method), f"{name} must inherit one of Luthier's kinds"
         assert dataclasses.is_dataclass(self.method), f"{name} must be a dataclass: @dataclass(frozen=True)"

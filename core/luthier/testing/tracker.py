@@ -24,7 +24,7 @@ class TrackerSuite(Suite):
     method: ClassVar[type[Tracker]]
 
     def told(self, run_dir: Path, error: BaseException | None = None) -> list[str]:
-        """Tell a fresh tracker of a whole run, or of one that ends with `error`; return what it listens to."""
+        """Tell a fresh tracker of a run, whole or ended by `error`; return what it listens to."""
         prepare()
         manager = pluggy.PluginManager(hookspecs.PROJECT)
         manager.add_hookspecs(hookspecs.Lifecycle)
@@ -72,8 +72,8 @@ class TrackerSuite(Suite):
 def step_report(step: int) -> StepReport:
     """Return what a logging point reports."""
     return StepReport(
-        step=step, total_steps=2, epoch=step / 2, loss=2.0 / step, metrics={"margin": 0.5}, learning_rate=1e-4,
-        grad_norm=1.0, tokens=100 * step, tokens_per_second=50.0, memory_mb=10.0, seconds=2.0 * step,
+        step=step, total_steps=2, epoch=step / 2, loss=2.0 / step, metrics={"margin": 0.5},
+        learning_rate=1e-4, grad_norm=1.0, tokens=100 * step, tokens_per_second=50.0, memory_mb=10.0, seconds=2.0 * step,
     )  # fmt: skip
 
 
