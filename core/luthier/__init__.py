@@ -71,13 +71,12 @@ _HOME = {name: home for home, names in _HOMES.items() for name in names.split()}
 
 __all__ = [
     "AdaptedLinear", "Adapter", "Branch", "Codec", "ConfigError", "DataError", "DataSource",
-    "EvaluationReport", "LinearAdapter", "Logprobs", "Loss", "LowRankAdapter", "LuthierError",
-    "Merger", "ModelError", "Objective", "Optimiser", "Pack", "Plugin", "PluginError", "Policy",
-    "Quantiser", "Register", "RewardModel", "Row", "RowFilter", "Sample", "StepReport", "Tracker",
-    "TrainResult", "Tree", "compose", "copy_state", "evaluate", "hookimpl", "linear_shape", "load_adapter",
-    "low_rank_linear",
-    "option", "plugins", "principal_part", "refuse_adapted", "save_model", "train", "unknown",
-    "weight_of",
+    "EvaluationReport", "LinearAdapter", "Logprobs", "Loss", "LowRankAdapter", "LuthierError", "Merger",
+    "ModelError", "Objective", "Optimiser", "Pack", "Plugin", "PluginError", "Policy", "Quantiser",
+    "Register", "RewardModel", "Row", "RowFilter", "Sample", "StepReport", "Tracker", "TrainResult",
+    "Tree", "compose", "copy_state", "evaluate", "hookimpl", "linear_shape", "load_adapter",
+    "low_rank_linear", "option", "plugins", "principal_part", "refuse_adapted", "save_model", "train",
+    "unknown", "weight_of",
 ]  # fmt: skip
 
 

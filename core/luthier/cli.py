@@ -79,7 +79,9 @@ def _plugins(arguments: list[str]) -> int:
     parser.add_argument(
         "--load", action="store_true", help="import them and say which are broken (needs torch)"
     )
-    new = parser.add_subparsers(metavar="new").add_parser("new", help="write a plugin package that works")
+    new = parser.add_subparsers(metavar="new KIND NAME", title="commands").add_parser(
+        "new", help="write a plugin package that works"
+    )
     new.add_argument("kind", metavar="KIND", help=f"one of {', '.join(KINDS)}")
     new.add_argument("name", metavar="NAME", help="the method's name, in lower case")
     new.add_argument("--folder", type=Path, default=Path(), help="where luthier-NAME is put (here)")

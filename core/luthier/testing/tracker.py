@@ -73,7 +73,8 @@ def step_report(step: int) -> StepReport:
     """Return what a logging point reports."""
     return StepReport(
         step=step, total_steps=2, epoch=step / 2, loss=2.0 / step, metrics={"margin": 0.5},
-        learning_rate=1e-4, grad_norm=1.0, tokens=100 * step, tokens_per_second=50.0, memory_mb=10.0, seconds=2.0 * step,
+        learning_rate=1e-4, grad_norm=1.0, tokens=100 * step, tokens_per_second=50.0,
+        memory_mb=10.0, seconds=2.0 * step,
     )  # fmt: skip
 
 
