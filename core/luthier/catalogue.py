@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib.util
 import inspect
 from collections import defaultdict
 from dataclasses import dataclass
@@ -91,6 +92,9 @@ class Catalogue:
         for kind in KINDS.values():
             getattr(trial.hook, kind.hook)(register=functools.partial(_collect, collected, plugin, kind))
         packages = trial.hook.config_packages()
+        for package in packages:
+            if importlib.util.find_spec(package) is None:
+                raise PluginError(f"config_packages names {package}, which it does not bring")
         # Nothing of a plugin counts until all of it is sound.
         self.hooks.register(implementation, name=f"{plugin.distribution}:{plugin.entry.name}")
         for one in collected:
