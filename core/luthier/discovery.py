@@ -23,7 +23,7 @@ class Plugin:
 
     @property
     def provider(self) -> str:
-        """Distribution and version, e.g. ``"luthier-vera 0.2"``."""
+        """Distribution and version, e.g. ``"luthier-toy 0.2"``."""
         return f"{self.distribution} {self.version}"
 
     @property

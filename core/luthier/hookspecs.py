@@ -68,7 +68,7 @@ class Registration:
 
     @hookspec
     def config_packages(self) -> str:
-        """Return the dotted name of a package with YAML presets, e.g. ``"luthier_vera.conf"``.
+        """Return the dotted name of a package with YAML presets, e.g. ``"luthier_toy.conf"``.
 
         It is appended to Hydra's search path, so built-in presets of the same name win.
         """

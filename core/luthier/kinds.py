@@ -1,7 +1,11 @@
 """The kinds of method a plugin can register. Importing this module does not import torch."""
 
 import pkgutil
+import re
 from dataclasses import dataclass
+
+NAME = re.compile(r"[a-z][a-z0-9_]*")
+"""What a method may be called."""
 
 
 @dataclass(frozen=True)

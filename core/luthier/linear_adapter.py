@@ -110,6 +110,12 @@ class LinearAdapter(PeftAdapter):
     def peft_method(self) -> dict[str, Any]:
         """Return the method's own options of ``adapter_config.json``."""
 
+    def wrap_all(
+        self, bases: Mapping[str, nn.Module], generator: torch.Generator
+    ) -> Mapping[str, AdaptedLinear]:
+        """Return every layer of `bases` wrapped; overridden where the layers share something."""
+        return {name: self.wrap(name, base, generator) for name, base in bases.items()}
+
     def attach(self, model: nn.Module, generator: torch.Generator) -> None:
         """Freeze `model` and wrap the targets in place.
 
@@ -119,8 +125,8 @@ class LinearAdapter(PeftAdapter):
         refuse_adapted(model)
         bases = {name: model.get_submodule(name) for name in select(model, self.targets)}
         model.requires_grad_(False)
-        for name, base in bases.items():
-            _replace(model, name, self.wrap(name, base, generator).train(base.training))
+        for name, layer in self.wrap_all(bases, generator).items():
+            _replace(model, name, layer.train(bases[name].training))
 
     def peft_config(self, model: nn.Module) -> dict[str, Any]:
         """Return the targets as PEFT must be told to pick the same ones, and the method's options."""

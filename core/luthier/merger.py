@@ -15,10 +15,12 @@ class Merger(Method):
     Attributes:
         needs_base: The method works on differences to a base model, which must then be given.
         least_inputs: How many models it needs at least.
+        symmetric: The order of the models is without effect.
     """
 
     needs_base: ClassVar[bool] = False
     least_inputs: ClassVar[int] = 1
+    symmetric: ClassVar[bool] = True
 
     @abstractmethod
     def merge(self, name: str, inputs: Sequence[torch.Tensor], base: torch.Tensor | None) -> torch.Tensor:

@@ -1,9 +1,9 @@
 """Objectives: how a row becomes a token tree, and the loss on packs of trees."""
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
@@ -35,10 +35,13 @@ class Objective(Method):
     Attributes:
         needs_reference: The loss compares with the policy as it was before training.
         branch_names: What the branches of its trees are, in order, for people, e.g. chosen and rejected.
+        example_rows: Rows it takes, as a data file holds them: what `luthier.testing` tries it with. Empty:
+            ``prompt`` and ``completion``.
     """
 
     needs_reference: ClassVar[bool] = False
     branch_names: ClassVar[tuple[str, ...]] = ()
+    example_rows: ClassVar[Sequence[Mapping[str, Any]]] = ()
 
     @abstractmethod
     def encode(self, row: Row, codec: Codec) -> Tree:

@@ -36,10 +36,13 @@ class PeftAdapter(Adapter):
         peft_kind: PEFT's ``peft_type``, followed by ``+use_x`` for a flag that makes it another method:
             ``LORA``, ``LORA+use_dora``.
         peft_options: The options of ``adapter_config.json`` that `from_peft` understands.
+        peft_shared: Tensors that belong to the adapter as a whole and to no module, by their full name in
+            PEFT's file (``base_model.projection``); `state` and `load_state` call them that.
     """
 
     peft_kind: ClassVar[str]
     peft_options: ClassVar[frozenset[str]] = frozenset()
+    peft_shared: ClassVar[frozenset[str]] = frozenset()
 
     @classmethod
     @abstractmethod
@@ -80,7 +83,10 @@ class PeftAdapter(Adapter):
             **dict.fromkeys(flags, True),
             **self.peft_config(model),
         }
-        tensors = {PREFIX + name: tensor.contiguous() for name, tensor in self.state(model).items()}
+        tensors = {
+            name if name in self.peft_shared else PREFIX + name: tensor.contiguous()
+            for name, tensor in self.state(model).items()
+        }
         with written_whole(folder) as fresh:
             (fresh / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
             save_file(tensors, fresh / WEIGHTS, metadata={"format": "pt"})
@@ -119,7 +125,8 @@ def load_adapter(model: nn.Module, folder: Path, adapters: Readers, trainable: b
     if kind not in adapters:
         raise ModelError(f"{folder}: {unknown('PEFT kind', kind, adapters)}")
     _refuse(folder, config, adapters[kind].peft_options)
-    targets = _modules(folder, model, tensors)
+    of_modules = {name: one for name, one in tensors.items() if name not in adapters[kind].peft_shared}
+    targets = _modules(folder, model, of_modules)
     try:
         adapter = adapters[kind].from_peft({**config, "target_modules": targets})
         adapter.attach(model, torch.Generator())

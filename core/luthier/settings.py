@@ -43,7 +43,7 @@ class CheckpointConfig:
 class PluginsConfig:
     """What a run expects of the installed plugins."""
 
-    required: list[str] = option([], "Requirements that must be met, e.g. 'luthier-vera>=0.2'.")
+    required: list[str] = option([], "Requirements that must be met, e.g. 'luthier-toy>=0.2'.")
 
 
 @dataclass

@@ -57,9 +57,13 @@ def _groups(root: type[Any]) -> Iterator[tuple[str, str]]:
 
 
 def _presets(group: str) -> list[str]:
-    folder = resources.files("luthier_conf") / group
-    files = folder.iterdir() if folder.is_dir() else ()
-    return sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml"))
+    """Return the names of every package's presets of `group`, the built-in ones included."""
+    names = set()
+    for package in ("luthier_conf", *catalogue().config_packages):
+        folder = resources.files(package) / group
+        files = folder.iterdir() if folder.is_dir() else ()
+        names |= {file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml")}
+    return sorted(names)
 
 
 def _options(cls: type[Any], prefix: str, leave_out: Collection[str] = ()) -> Iterator[tuple[str, str]]:

@@ -143,3 +143,11 @@ def test_the_public_names_are_listed_once_and_exist():
         assert getattr(luthier, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'trian'"):
         luthier.trian  # noqa: B018
+
+
+def test_presets_that_are_not_there_break_the_plugin_and_nothing_else(strangers):
+    hook = "\n    @hookimpl\n    def config_packages():\n        return 'nowhere_conf'\n"
+    strangers.install("bare", {"optimiser.bare": "bare_plugin"}, {"bare_plugin.py": optimiser("bare") + hook})
+    found = load()
+    assert "config_packages names nowhere_conf" in found.broken["optimiser.bare"]
+    assert "nowhere_conf" not in found.config_packages

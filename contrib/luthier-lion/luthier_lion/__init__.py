@@ -1,0 +1,1 @@
+"""The optimiser Lion, a plugin of Luthier."""

@@ -1,0 +1,1 @@
+"""The adapter VeRA, a plugin of Luthier."""

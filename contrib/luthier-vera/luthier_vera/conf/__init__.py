@@ -1,0 +1,1 @@
+"""Presets, on Hydra's search path while the package is installed."""

@@ -1,0 +1,93 @@
+"""The packages in contrib are strangers: visible and usable everywhere, named nowhere in the product."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from helpers import tiny_llama, tiny_tokenizer
+from luthier import compose, plugins
+from luthier.cli import dispatch
+
+ROOT = Path(__file__).parent.parent
+INSTALLED = {plugin.distribution for plugin in plugins()}
+PACKAGES = sorted(path.parent for path in (ROOT / "contrib").glob("*/pyproject.toml"))
+
+pytestmark = pytest.mark.skipif(
+    not {path.name for path in PACKAGES} <= INSTALLED, reason="contrib is not installed: see the Makefile"
+)
+
+
+def luthier(folder, *arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "luthier", *arguments],
+        cwd=folder, capture_output=True, text=True, check=False, env={**os.environ, "COLUMNS": "200"},
+    )  # fmt: skip
+
+
+def test_they_are_listed_with_their_distribution(capsys):
+    assert dispatch(["plugins"]) == 0
+    shown = capsys.readouterr().out
+    assert "luthier-lion 0.1.0" in shown
+    assert "luthier-vera 0.1.0" in shown
+
+
+def test_help_shows_their_options(capsys):
+    assert dispatch(["train", "adapter=vera", "optimiser=lion", "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert "adapter.projection_seed" in shown
+    assert "optimiser.beta2" in shown
+    assert "adamw, lion" in shown
+    assert "vera_small" in shown
+
+
+def test_a_preset_of_theirs_composes():
+    config = compose("train", ["recipe=vera_small", "model.path=base", "data=jsonl", "data.path=rows.jsonl"])
+    assert (config.adapter.name, config.adapter.rank, config.optimiser.lr) == ("vera", 256, 5e-3)
+
+
+def test_a_multirun_puts_them_beside_the_built_in_ones(tmp_path):
+    tokenizer = tiny_tokenizer()
+    tiny_llama(vocab_size=len(tokenizer)).save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    rows = [{"prompt": f"{i} + 1 =", "completion": f" {i + 1}"} for i in range(8)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = luthier(
+        tmp_path, "train", "-m", "model.path=base", "data=jsonl", "data.path=rows.jsonl", "batch_size=8",
+        "model.dtype=float32", "max_steps=2", "optimiser=adamw,lion", "adapter=vera", "hydra.sweep.dir=sweep",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "optimiser=lion" in done.stdout
+    saved = tmp_path / "sweep" / "1" / "model"
+    assert json.loads((saved / "adapter_config.json").read_text())["peft_type"] == "VERA"
+    # And the folder is found by its kind, through the reader its package registered.
+    again = luthier(
+        tmp_path, "evaluate", f"model.path={saved}", "data=jsonl", "data.path=rows.jsonl",
+        "evaluation.generate=false", "model.dtype=float32",
+    )  # fmt: skip
+    assert again.returncode == 0, again.stderr
+    assert "held out: loss" in again.stdout
+
+
+def test_nothing_of_the_product_names_them():
+    words = [path.name.partition("-")[2] for path in PACKAGES]
+    assert words == ["lion", "vera"]
+    naming = re.compile(rf"(?<![a-z])({'|'.join(words)})(?![a-z])", re.IGNORECASE)
+    for folder in ("core", "plugins", "conf"):
+        for path in (ROOT / folder).rglob("*"):
+            if path.suffix not in (".py", ".yaml", ".template"):
+                continue
+            found = naming.findall(path.read_text(encoding="utf-8"))
+            assert not found, f"{path} names {found}"
+
+
+@pytest.mark.parametrize("package", PACKAGES, ids=lambda path: path.name)
+def test_they_use_public_names_only(package):
+    for path in package.rglob("*.py"):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            if line.lstrip().startswith(("from luthier.", "import luthier.")):
+                assert line.startswith("from luthier.testing import "), f"{path}: {line}"
