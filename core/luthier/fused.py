@@ -9,19 +9,24 @@ or a hook on a child.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
-from luthier.products import one_dnn_wins, product
+from luthier.fused_functions import FrozenGatedMLP, FrozenLinear, FrozenNorm
+from luthier.products import one_dnn_wins
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 4e-2}
 """How far a fused part may stray, relative to the largest value."""
 ROWS = 40
 """Rows of the check: enough that `luthier.products` takes the path it takes in training."""
+
+
+Candidate = tuple[Callable[[Tensor], Tensor], int]
+"""A forward that may be the module's, and the width of its input."""
 
 
 def fuse(model: nn.Module) -> dict[str, str]:
@@ -31,42 +36,45 @@ def fuse(model: nn.Module) -> dict[str, str]:
     """
     fused = {}
     for name, module in model.named_modules():
-        for kind, find in (("mlp", _mlp), ("linear", _linear)):
-            forward = find(module)
-            if forward is not None and _untouched(module) and _agrees(module, forward):
+        for kind, find in (("mlp", _mlp), ("norm", _norm), ("linear", _linear)):
+            forward = next((fit for fit, width in find(module) if _agrees(module, fit, width)), None)
+            if forward is not None and "forward" not in vars(module):
                 module.forward = forward
                 fused[name] = kind
-                break
     return fused
 
 
-def _mlp(module: nn.Module) -> Callable[[Tensor], Tensor] | None:
-    """Return a forward for ``down(act(gate(x)) * up(x))``, as three linear children and one more suggest."""
+def _mlp(module: nn.Module) -> Iterator[Candidate]:
+    """Propose ``down(act(gate(x)) * up(x))`` for three linear children and one without weights."""
     children = dict(module.named_children())
-    linears = [name for name, child in children.items() if _frozen(child, bias=False)]
+    linears: dict[str, Any] = {name: child for name, child in children.items() if _frozen(child, bias=False)}
     others = [name for name in children if name not in linears]
     if len(linears) != 3 or len(others) != 1 or any(True for _ in children[others[0]].parameters()):
-        return None
-    narrow = min(children[name].out_features for name in linears)  # type: ignore[type-var]
-    down = [name for name in linears if children[name].out_features == narrow]
-    wide = [name for name in linears if name not in down]
-    if len(down) != 1 or children[wide[0]].weight.shape != children[wide[1]].weight.shape:
-        return None
-    # Which of the two is the gate is not in the structure; the check refuses the wrong order.
-    for gate, up in (wide, wide[::-1]):
-        forward = functools.partial(_run_mlp, module, gate, up, down[0], others[0])
-        if _agrees(module, forward):
-            return forward
-    return None
+        return
+    for down, gate, up in itertools.permutations(linears):
+        # Which of the two wide ones is the gate is not in the structure; the check refuses the wrong order.
+        shapes = [tuple(linears[name].weight.shape) for name in (down, gate, up)]
+        if shapes[1] == shapes[2] == shapes[0][::-1]:
+            yield functools.partial(_run_mlp, module, gate, up, down, others[0]), shapes[0][0]
 
 
-def _linear(module: nn.Module) -> Callable[[Tensor], Tensor] | None:
-    """Return a forward for a frozen linear layer, where `luthier.products` knows a faster product."""
-    if not (_frozen(module) and one_dnn_wins()):
-        return None
-    weight = module.weight
-    fits = weight.dtype == torch.float32 and weight.device.type == "cpu"
-    return functools.partial(_run_linear, module) if fits else None
+def _norm(module: nn.Module) -> Iterator[Candidate]:
+    """Propose an RMS norm for one frozen vector and one small number; in fp32 it would keep no less."""
+    weights = list(module.parameters())
+    small = [value for value in vars(module).values() if isinstance(value, float) and 0 < value < 1e-2]
+    if len(weights) != 1 or weights[0].dim() != 1 or any(True for _ in module.children()) or len(small) != 1:
+        return
+    if "weight" in module._parameters and weights[0].dtype in (torch.bfloat16, torch.float16):
+        for plus_one in (False, True):
+            yield functools.partial(_run_norm, module, small[0], plus_one), len(weights[0])
+
+
+def _linear(module: nn.Module) -> Iterator[Candidate]:
+    """Propose a faster product for a frozen linear layer, where `luthier.products` knows one."""
+    if _frozen(module) and one_dnn_wins():
+        assert isinstance(module, nn.Linear)
+        if module.weight.dtype == torch.float32 and module.weight.device.type == "cpu":
+            yield functools.partial(_run_linear, module), module.in_features
 
 
 def _run_mlp(module: Any, gate: str, up: str, down: str, act: str, x: Tensor) -> Tensor:
@@ -74,7 +82,7 @@ def _run_mlp(module: Any, gate: str, up: str, down: str, act: str, x: Tensor) ->
     if torch.is_autocast_enabled(x.device.type) or not all(_frozen(part, bias=False) for part in parts):
         out: Tensor = type(module).forward(module, x)
     else:
-        out = _SwiGLU.apply(x, *(part.weight for part in parts), getattr(module, act))  # type: ignore[no-untyped-call]
+        out = FrozenGatedMLP.apply(x, *(part.weight for part in parts), getattr(module, act))  # type: ignore[no-untyped-call]
     return out
 
 
@@ -82,15 +90,26 @@ def _run_linear(module: Any, x: Tensor) -> Tensor:
     if torch.is_autocast_enabled(x.device.type) or module.weight.requires_grad or x.dtype != torch.float32:
         out: Tensor = type(module).forward(module, x)
     else:
-        out = _Linear.apply(x, module.weight, module.bias)  # type: ignore[no-untyped-call]
+        out = FrozenLinear.apply(x, module.weight, module.bias)  # type: ignore[no-untyped-call]
+    return out
+
+
+def _run_norm(module: Any, eps: float, plus_one: bool, x: Tensor) -> Tensor:
+    if module.weight.requires_grad or x.dtype != module.weight.dtype:
+        out: Tensor = type(module).forward(module, x)
+    else:
+        out = FrozenNorm.apply(x, module.weight, eps, plus_one)  # type: ignore[no-untyped-call]
     return out
 
 
 def _frozen(module: nn.Module, bias: bool = True) -> bool:
-    """Whether `module` is a plain frozen linear layer that nothing listens to (with a bias only if `bias`)."""
-    if type(module) is not nn.Linear or not (bias or module.bias is None) or _listened(module):
-        return False
-    return not any(parameter.requires_grad for parameter in module.parameters())
+    """Whether `module` is a plain frozen linear layer nothing listens to; with a bias only if `bias`."""
+    return (
+        type(module) is nn.Linear
+        and (bias or module.bias is None)
+        and not _listened(module)
+        and not any(parameter.requires_grad for parameter in module.parameters())
+    )
 
 
 def _listened(module: nn.Module) -> bool:
@@ -100,16 +119,11 @@ def _listened(module: nn.Module) -> bool:
     )  # fmt: skip
 
 
-def _untouched(module: nn.Module) -> bool:
-    return "forward" not in vars(module)
-
-
-def _agrees(module: nn.Module, forward: Callable[[Tensor], Tensor]) -> bool:
+def _agrees(module: nn.Module, forward: Callable[[Tensor], Tensor], width: int) -> bool:
     """Compare value and input gradient with the module's own forward."""
     weight = next(module.parameters())
     if weight.is_meta:
         return False
-    width = next(child.in_features for child in module.modules() if isinstance(child, nn.Linear))
     drawn = torch.randn(2, ROWS, width, generator=torch.Generator().manual_seed(0))
     try:
         expected = _value_and_gradient(type(module).forward.__get__(module), drawn, weight)
@@ -132,56 +146,3 @@ def _value_and_gradient(
         towards = drawn[1:].sum(-1, keepdim=True).to(value).expand_as(value) * value.detach().sign()
         (gradient,) = torch.autograd.grad(value, x, towards)
     return value.detach().float(), gradient.float()
-
-
-class _Linear(torch.autograd.Function):
-    """y = x Wᵀ + b with W and b frozen: nothing but W is kept."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(weight)
-        out = product(x.reshape(-1, x.shape[-1]), weight)
-        if bias is not None:
-            out += bias
-        return out.view(*x.shape[:-1], -1)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        (weight,) = ctx.saved_tensors
-        rows = product(grad.reshape(-1, grad.shape[-1]), weight.T)
-        return rows.view(*grad.shape[:-1], -1), None, None
-
-
-class _SwiGLU(torch.autograd.Function):
-    """y = (act(x Gᵀ) · x Uᵀ) Dᵀ, frozen: the outputs of gate and up are kept, not act nor their product."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,  # (…, d)
-        gate: Tensor,  # G (f, d)
-        up: Tensor,  # U (f, d)
-        down: Tensor,  # D (d, f)
-        act: Callable[[Tensor], Tensor],
-    ) -> Tensor:
-        rows = x.reshape(-1, x.shape[-1])
-        g, u = product(rows, gate), product(rows, up)  # (N, f)
-        out = product(act(g) * u, down)
-        ctx.save_for_backward(g, u, gate, up, down)
-        ctx.act = act
-        return out.view(x.shape)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        g, u, gate, up, down = ctx.saved_tensors
-        inner = product(grad.reshape(-1, grad.shape[-1]), down.T)  # (N, f)
-        with torch.enable_grad():
-            g = g.detach().requires_grad_()
-            a = ctx.act(g)
-        (grad_g,) = torch.autograd.grad(a, g, inner * u)
-        rows = product(grad_g, gate.T)
-        del grad_g
-        rows += product(inner.mul_(a.detach()), up.T)
-        return rows.view(grad.shape), None, None, None, None

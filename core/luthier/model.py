@@ -32,6 +32,7 @@ class ModelConfig:
     dtype: str = option("auto", "auto (bf16 where the device computes in it), float32, bfloat16 or float16.")
     device: str = option("auto", "auto (CUDA if there is one), cpu, cuda, cuda:1 …")
     revision: str | None = option(None, "Branch, tag or commit at the hub.")
+    fused: bool = option(True, "Run frozen MLPs, norms and products as fused functions, checked at start.")
     chat_template: str | None = option(None, "A Jinja file that replaces the tokenizer's chat template.")
 
 

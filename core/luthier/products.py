@@ -32,7 +32,7 @@ def product(rows: Tensor, weight: Tensor) -> Tensor:
 @functools.cache
 def one_dnn_wins() -> bool:
     """Whether this processor is one on which oneDNN's fp32 products are the faster ones."""
-    if not (torch.backends.mkl.is_available() and torch.backends.mkldnn.enabled):
+    if not (torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()):  # type: ignore[no-untyped-call]
         return False
     if torch.backends.cpu.get_cpu_capability() != "AVX512" or not hasattr(
         torch.ops.mkldnn, "_linear_pointwise"

@@ -21,6 +21,7 @@ from luthier.data import Encoded, Sampler, encode
 from luthier.data_source import DataSource
 from luthier.errors import ConfigError
 from luthier.evaluation import Evaluator
+from luthier.fused import fuse
 from luthier.header import header, model_line, parameter_counts
 from luthier.model import LoadedModel, load_model
 from luthier.objective import Objective
@@ -60,6 +61,8 @@ def evaluate(config: DictConfig) -> EvaluationReport:
     """
     with _run(config) as run_dir:
         loaded = load_model(config.model, train_base=False)
+        if config.model.fused:
+            fuse(loaded.model)
         objective: Objective = configs.build("objective", config.objective)
         held_out = _held_out(config, "data", loaded, objective)
         evaluator = _evaluator(config, _policy(loaded), loaded, objective, *held_out)
@@ -103,6 +106,8 @@ class _Training:
         adapter.attach(loaded.model, torch.Generator().manual_seed(config.seed))
         if config.gradient_checkpointing:
             loaded.model.gradient_checkpointing_enable({"use_reentrant": False})
+        if config.model.fused:
+            fuse(loaded.model)
         # After the adapter, which may have changed the output head that the policy looks at.
         policy = _policy(loaded)
         evaluator = _evaluator(config, policy, loaded, objective, *held_out) if held_out else None

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from helpers import tiny_llama, tiny_tokenizer
-from luthier import ConfigError, DataError, compose, evaluate, train
+from luthier import ConfigError, DataError, compose, evaluate, train, training
 from luthier.model import ModelConfig, load_model
 
 
@@ -214,3 +214,20 @@ def test_numbers_that_cannot_be_meant_are_refused(folder, tmp_path, more, told):
 
 def test_max_steps_goes_beyond_the_epochs(folder, tmp_path):
     assert train(compose("train", overrides(folder, tmp_path / "run", "max_steps=5", "epochs=1"))).steps == 5
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_run_fuses_what_the_option_says(folder, tmp_path, fused, monkeypatch):
+    seen = []
+    check = training._policy
+    monkeypatch.setattr(training, "_policy", lambda loaded: seen.append(loaded.model) or check(loaded))
+    more = [f"model.fused={str(fused).lower()}", "max_steps=1", "adapter.targets=[q_proj]", "adapter=lora"]
+    result = train(compose("train", overrides(folder, tmp_path / "run", *more)))
+    evaluate(
+        compose("evaluate", [
+            f"model.path={result.model_dir}", "model.dtype=float32", f"model.fused={str(fused).lower()}",
+            "data=jsonl", f"data.path={folder}/held.jsonl", f"run_dir={tmp_path}/again",
+            "evaluation.max_new_tokens=2",
+        ])
+    )  # fmt: skip
+    assert ["forward" in vars(model.model.layers[1].mlp) for model in seen] == [fused, fused]
