@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+from luthier.products import product
 
 
 def low_rank_linear(base: nn.Module, x: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
@@ -70,7 +71,9 @@ class _LowRank(torch.autograd.Function):
             u = rows @ a.to(dtype).T  # (N, r)
             if y is None:
                 assert weight is not None
-                out = F.linear(rows, weight.to(dtype), None if bias is None else bias.to(dtype))
+                out = product(rows, weight.to(dtype))
+                if bias is not None:
+                    out += bias.to(dtype)
                 out.addmm_(u, b.to(dtype).T, alpha=scale)
             else:
                 out = torch.addmm(y.reshape(-1, y.shape[-1]), u, b.to(dtype).T, alpha=scale)
@@ -93,7 +96,7 @@ class _LowRank(torch.autograd.Function):
                 grad_b = (g.T @ (u * ctx.scale)).to(b.dtype)
             # The lowest adapted layer's input needs no gradient, and nothing below it is visited.
             if ctx.needs_input_grad[0]:
-                grad_x = h @ a.to(g.dtype) if weight is None else g @ weight.to(g.dtype)
+                grad_x = h @ a.to(g.dtype) if weight is None else product(g, weight.to(g.dtype).T)
                 if weight is not None:
                     grad_x.addmm_(h, a.to(g.dtype))
                 grad_x = grad_x.view(ctx.x_shape).to(ctx.x_dtype)

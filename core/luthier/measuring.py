@@ -11,6 +11,7 @@ from luthier.codec import Codec
 from luthier.data import Encoded
 from luthier.data_source import DataSource
 from luthier.evaluation import Evaluator
+from luthier.fused import fuse
 from luthier.header import model_line
 from luthier.model import LoadedModel, load_model
 from luthier.objective import Objective
@@ -33,7 +34,9 @@ def evaluate(config: DictConfig) -> EvaluationReport:
         loaded = load_model(config.model, train_base=False)
         objective: Objective = configs.build("objective", config.objective)
         held_out = source_rows(config, "data", loaded, objective)
-        evaluator = evaluator_of(config, policy_of(loaded), loaded, objective, held_out, processes)
+        evaluator = evaluator_of(
+            config, policy_of(loaded, config.model.fused), loaded, objective, held_out, processes
+        )
         hook = hooks(processes)
         hook.after_header(lines=[model_line(loaded), *evaluator.held_out.lines("data")])
         report = evaluator.report(step=0, answer=True)
@@ -43,8 +46,10 @@ def evaluate(config: DictConfig) -> EvaluationReport:
         return report
 
 
-def policy_of(loaded: LoadedModel) -> Policy:
-    """Return the checked policy of a loaded model."""
+def policy_of(loaded: LoadedModel, fused: bool) -> Policy:
+    """Return the checked policy of a loaded model, its frozen parts `fused` or as transformers runs them."""
+    if fused:
+        fuse(loaded.model)
     policy = Policy(loaded.model, autocast_dtype=loaded.autocast_dtype)
     policy.check()
     return policy

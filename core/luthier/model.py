@@ -46,6 +46,7 @@ class ModelConfig:
     gradient_checkpointing: bool = option(
         False, "Recompute activations in the backward pass: less memory, about a third more time."
     )
+    fused: bool = option(True, "Run frozen MLPs, norms and products as fused functions, checked at start.")
 
 
 @dataclass(frozen=True)

@@ -90,7 +90,7 @@ class _Training:
         if config.model.gradient_checkpointing:
             loaded.model.gradient_checkpointing_enable({"use_reentrant": False})
         # After the adapter, which may have changed the output head that the policy looks at.
-        policy = policy_of(loaded)
+        policy = policy_of(loaded, config.model.fused)
         evaluator = evaluator_of(config, policy, loaded, objective, held_out, processes) if held_out else None
         hooks(processes).after_model_prepared(model=loaded.model, config=config)
         twin = processes.distribute(policy)

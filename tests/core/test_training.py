@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from helpers import tiny_llama, tiny_tokenizer
-from luthier import ConfigError, DataError, compose, evaluate, hookimpl, train
+from luthier import ConfigError, DataError, Policy, compose, evaluate, hookimpl, train
 from luthier.catalogue import catalogue
 from luthier.model import ModelConfig, load_model
 
@@ -253,3 +253,20 @@ def test_data_of_any_sort_reaches_the_run_through_its_options(folder, tmp_path):
         "dropped: 2 exact duplicates", "truncated: 1 cut on the left to 40 tokens",
     ]  # fmt: skip
     assert data[3].startswith("held out  1 rows · ")
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_run_fuses_what_the_option_says(folder, tmp_path, fused, monkeypatch):
+    seen = []
+    plain = Policy.check
+    monkeypatch.setattr(Policy, "check", lambda policy: seen.append(policy.model) or plain(policy))
+    more = [f"model.fused={str(fused).lower()}", "max_steps=1", "adapter.targets=[q_proj]", "adapter=lora"]
+    result = train(compose("train", overrides(folder, tmp_path / "run", *more)))
+    evaluate(
+        compose("evaluate", [
+            f"model.path={result.model_dir}", "model.dtype=float32", f"model.fused={str(fused).lower()}",
+            "data=jsonl", f"data.path={folder}/held.jsonl", f"run_dir={tmp_path}/again",
+            "evaluation.max_new_tokens=2",
+        ])
+    )  # fmt: skip
+    assert ["forward" in vars(model.model.layers[1].mlp) for model in seen] == [fused, fused]
