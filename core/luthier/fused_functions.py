@@ -76,7 +76,7 @@ class FrozenNorm(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, plus_one: bool) -> Tensor:
         """Return y and keep what the class says."""
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        rstd = (torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_() / x.shape[-1] + eps).rsqrt_()
+        rstd = (wide.pow(2).mean(-1, keepdim=True) + eps).rsqrt_()  # as transformers: the same bits
         ctx.save_for_backward(x, weight, rstd)
         ctx.plus_one = plus_one
         if plus_one:  # one such family rounds after the weight, the other before it

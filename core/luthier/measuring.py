@@ -34,9 +34,8 @@ def evaluate(config: DictConfig) -> EvaluationReport:
         loaded = load_model(config.model, train_base=False)
         objective: Objective = configs.build("objective", config.objective)
         held_out = source_rows(config, "data", loaded, objective)
-        evaluator = evaluator_of(
-            config, policy_of(loaded, config.model.fused), loaded, objective, held_out, processes
-        )
+        policy = policy_of(loaded, config.model.fused)
+        evaluator = evaluator_of(config, policy, loaded, objective, held_out, processes)
         hook = hooks(processes)
         hook.after_header(lines=[model_line(loaded), *evaluator.held_out.lines("data")])
         report = evaluator.report(step=0, answer=True)
