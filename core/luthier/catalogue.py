@@ -12,7 +12,7 @@ from typing import Any
 
 import pluggy
 
-from luthier import hookspecs
+from luthier import hookspecs, schema
 from luthier.discovery import Plugin, plugins, unmet_core_requirement
 from luthier.errors import PluginError, unknown
 from luthier.kinds import KINDS, NAME, Kind
@@ -139,6 +139,7 @@ def _collect(into: list[Registered], plugin: Plugin, kind: Kind, name: str, cls:
         raise PluginError(f"{kind.name} '{name}' must be a frozen dataclass: {cls.__qualname__}")
     if missing := sorted(getattr(cls, "__abstractmethods__", ())):
         raise PluginError(f"{kind.name} '{name}' leaves {', '.join(missing)} undefined: {cls.__qualname__}")
+    schema.check(kind.name, name, cls)
     into.append(Registered(kind.name, name, cls, plugin))
 
 

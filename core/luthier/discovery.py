@@ -54,7 +54,7 @@ def plugins() -> list[Plugin]:
     allowed, blocked = _names("LUTHIER_PLUGINS"), _names("LUTHIER_BLOCKED") or set()
     found = []
     for entry in entry_points(group=GROUP):
-        if entry.dist is None:
+        if entry.dist is None or not entry.dist.metadata["Name"]:  # what a half-finished uninstall leaves
             continue
         plugin = Plugin(entry, entry.dist.name, entry.dist.version, tuple(entry.dist.requires or ()))
         name = canonicalize_name(plugin.distribution)

@@ -19,6 +19,12 @@ def _table(*columns: str) -> Table:
     return table
 
 
+def _console() -> Console:
+    """Return a console that folds lines to a terminal's width, and in a file or pipe to none."""
+    console = Console()
+    return console if console.is_terminal else Console(width=200)
+
+
 def show_metadata() -> int:
     """Print every plugin from entry-point metadata; nothing of a plugin is imported."""
     table = _table("kind", "method", "from", "module")
@@ -27,7 +33,7 @@ def show_metadata() -> int:
         table.add_row(plugin.kind or "·", plugin.method, plugin.provider, plugin.entry.value)
         if reason := unmet_core_requirement(plugin.requires):
             wrong.append(f"{plugin.entry.name}: {plugin.provider} {reason}")
-    console = Console()
+    console = _console()
     console.print(table)
     for line in wrong:
         console.print(f"[red]{line}[/]", highlight=False)
@@ -42,7 +48,7 @@ def show_loaded() -> int:
     table = _table("kind", "method", "from", "what it is")
     for one in found.all():
         table.add_row(one.kind, one.name, one.plugin.provider, (one.cls.__doc__ or "").strip().split("\n")[0])
-    console = Console()
+    console = _console()
     console.print(table)
     for name, reason in found.broken.items():
         console.print(f"[red]broken[/] {name}: {reason}", highlight=False)
@@ -72,7 +78,7 @@ def show_runs(runs: list[tuple[str, Path]]) -> None:
             _number(summary.get("tokens_per_second"), ",.0f"),
             _number(summary.get("peak_memory_mb"), ",.0f"),
         )
-    console = Console()
+    console = _console()
     console.print(f"\n[bold]{len(runs)} runs[/] in {_relative(runs[0][1].parent)}", highlight=False)
     console.print(table)
 

@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from luthier.adapter import Adapter
-from luthier.catalogue import catalogue
-from luthier.errors import ConfigError, ModelError, unknown
+from luthier.catalogue import Registered, catalogue
+from luthier.errors import ConfigError, ModelError, PluginError, unknown
 from luthier.folder import written_whole
 
 CONFIG, WEIGHTS, PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
@@ -99,9 +99,19 @@ Readers = Mapping[str, type[PeftAdapter]]
 
 
 def readers() -> dict[str, type[PeftAdapter]]:
-    """Return the registered adapter classes that read PEFT folders, by PEFT kind."""
-    classes = [one.cls for one in catalogue().all() if one.kind == "adapter"]
-    return {cls.peft_kind: cls for cls in classes if issubclass(cls, PeftAdapter)}
+    """Return the registered adapter classes that read PEFT folders, by PEFT kind.
+
+    Raises:
+        PluginError: Two of them read the same kind.
+    """
+    found: dict[str, Registered] = {}
+    for one in catalogue().all():
+        if one.kind == "adapter" and issubclass(one.cls, PeftAdapter):
+            first = found.setdefault(one.cls.peft_kind, one)
+            if first is not one:
+                raise PluginError(f"PEFT kind {one.cls.peft_kind} is read by {first} and by {one}; "
+                                  f"set LUTHIER_BLOCKED={one.plugin.entry.name}")  # fmt: skip
+    return {kind: one.cls for kind, one in found.items()}
 
 
 def load_adapter(model: nn.Module, folder: Path, adapters: Readers, trainable: bool) -> PeftAdapter:

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-from luthier.errors import ConfigError, LuthierError, unknown
+from luthier.errors import ConfigError, LuthierError, PluginError, unknown
 from luthier.method import options_of
 
 SCALARS = (bool, int, float, str)
@@ -27,6 +28,21 @@ def node(name: str, cls: type[Any]) -> type[Any]:
     for key, field in options_of(cls).items():
         fields.append((key, _annotation(hints[key]), _default(field)))
     return dataclasses.make_dataclass(f"{cls.__name__}Config", fields)
+
+
+def check(kind: str, name: str, cls: type[Any]) -> None:
+    """Refuse a method whose options no configuration could hold.
+
+    Raises:
+        PluginError: An option has the name that says which method is meant, or a type Hydra cannot hold.
+    """
+    if "name" in options_of(cls):
+        raise PluginError(f"{kind} '{name}' has an option called 'name', the method's own name")
+    try:
+        OmegaConf.structured(node(name, cls))
+    except (OmegaConfBaseException, NameError, TypeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise PluginError(f"{kind} '{name}' has an option that cannot be configured: {reason}") from error
 
 
 def build(cls: type[Any], config: DictConfig) -> Any:

@@ -82,6 +82,8 @@ def test_replacing_a_built_in_means_blocking_it(strangers, monkeypatch):
         (("Sgd(Optimiser)", "Sgd"), "inherits luthier.Optimiser"),
         (("def build(", "def built("), "leaves build undefined"),
         (("    @hookimpl\n", ""), "implements no hook"),
+        (("lr: float = option(0.1", "name: str = option('x'"), "has an option called 'name'"),
+        (("lr: float", "lr: 'Rate'"), "cannot be configured: name 'Rate' is not defined"),
     ],
 )
 def test_what_is_wrong_with_a_plugin_is_said_at_load(strangers, change, told):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,8 +10,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from helpers import tiny_gpt2, tiny_llama
-from luthier import AdaptedLinear, ConfigError, LinearAdapter, ModelError
+from luthier import AdaptedLinear, ConfigError, LinearAdapter, ModelError, peft_folder
 from luthier.adapter import Adapter
+from luthier.catalogue import catalogue
+from luthier.errors import PluginError
 from luthier.folder import written_whole
 from luthier.linear_adapter import adapted_layers, adapter_off, copy_state, fold
 from luthier.peft_folder import load_adapter, readers
@@ -280,3 +283,11 @@ def test_folders_are_written_whole_or_not_at_all(tmp_path):
         (fresh / "c").write_text("4")
     assert [file.name for file in target.iterdir()] == ["b"]
     assert [folder.name for folder in target.parent.iterdir()] == ["folder"]
+
+
+def test_two_adapters_that_read_one_kind_of_folder_are_refused(monkeypatch):
+    lora = catalogue().find("adapter", "lora")
+    other = dataclasses.replace(lora, name="other")
+    monkeypatch.setattr(peft_folder, "catalogue", lambda: SimpleNamespace(all=lambda: [lora, other]))
+    with pytest.raises(PluginError, match="PEFT kind LORA is read by luthier .* and by luthier"):
+        readers()
