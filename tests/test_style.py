@@ -61,11 +61,11 @@ def test_files_are_short():
 
 
 def test_core_is_small():
-    # The budget was 2,500 before the attention, the head and the saved formats were written in core;
-    # they serve every method, and moving them elsewhere would not make them smaller. It was 3,300 then. Data
-    # (layouts, the tree store, overflow, files, templates) added 600; checkpoints, resume and processes 600;
-    # preview 340; fused functions 200; the generator of packages 150. The kit is no part of it: see KIT.
-    assert sum(code_lines(path) for path in (ROOT / "core").rglob("*.py") if path not in KIT) <= 5200
+    # The budget was 2,500 before the attention, the head and the saved formats were written in core (3,300):
+    # they serve every method, and moving them elsewhere would not make them smaller. Since then: data (layouts,
+    # the tree store, overflow, files, templates) 800; checkpoints, resume, processes and meters 750; preview
+    # 340; fused functions 250; the generator of packages 150. The kit is no part of it: see KIT.
+    assert sum(code_lines(path) for path in (ROOT / "core").rglob("*.py") if path not in KIT) <= 5600
 
 
 def test_the_kit_is_imported_by_tests_only():

@@ -289,5 +289,5 @@ def test_two_adapters_that_read_one_kind_of_folder_are_refused(monkeypatch):
     lora = catalogue().find("adapter", "lora")
     other = dataclasses.replace(lora, name="other")
     monkeypatch.setattr(peft_folder, "catalogue", lambda: SimpleNamespace(all=lambda: [lora, other]))
-    with pytest.raises(PluginError, match="PEFT kind LORA is read by luthier .* and by luthier"):
+    with pytest.raises(PluginError, match=r"PEFT kind LORA is read by luthier .* and by luthier"):
         readers()
