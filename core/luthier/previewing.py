@@ -138,7 +138,7 @@ def preview(config: DictConfig) -> PreviewResult:
     names = type(objective).branch_names
     first = [data.trees[i] for i in range(min(CHECKED, len(data)))]
     result = PreviewResult(
-        title=f"{loaded.name} · {config.objective.name} · {config.data.name}",
+        title=f"{Path(loaded.name).name} · {config.objective.name} · {config.data.name}",
         examples=tuple(Example.of(data.trees[i], loaded.tokenizer, names, i + 1) for i in chosen),
         rows=len(data),
         summary=data.summary(),
@@ -175,11 +175,16 @@ def _beginning(tokenizer: Any, trees: Sequence[Tree]) -> Finding:
     if tokenizer.bos_token is None:
         return Finding("begins", "the tokenizer has no begin token")
     times = Counter(_leading(tree.prompt, tokenizer.bos_token_id) for tree in trees)
-    counts = ", ".join(f"{number} in {count:,} rows" for number, count in sorted(times.items()))
-    text = f"begin token {tokenizer.bos_token!r} at the start: {counts}"
+    counts = ", ".join(_rows_start(count, number) for number, count in sorted(times.items()))
+    text = f"begin token {tokenizer.bos_token!r}: {counts}"
     if max(times) < 2:
         return Finding("begins", text)
     return Finding("begins", f"{text}; most likely the template writes it and the tokenizer adds it", True)
+
+
+def _rows_start(rows: int, times: int) -> str:
+    many = {0: "none", 1: "one", 2: "two"}.get(times, str(times))
+    return f"{rows:,} {'row starts' if rows == 1 else 'rows start'} with {many}"
 
 
 def _end(tokenizer: Any, trees: Sequence[Tree]) -> Finding:

@@ -76,7 +76,7 @@ def test_the_first_examples_are_shown_without_loading_weights(folder, capsys):
     assert "prompt  5 tokens, none trained" in text
     assert f"data      {result.summary}" in text
     assert f"end token '{END}' is trained in 6 of 6 completions" in text
-    assert f"begin token '{BOS}' at the start: 0 in 6 rows" in text
+    assert f"begin token '{BOS}': 6 rows start with none" in text
     assert (folder / "preview.html").exists()
     assert sorted(path.name for path in folder.iterdir()) == ["base", "preview.html", "rows.jsonl"]
 
@@ -202,7 +202,7 @@ def test_an_end_token_that_is_not_trained_and_a_doubled_begin_token_are_told():
     trees = [Tree(prompt, (Branch(ids_of(f"b{END}")),)), Tree(ids_of("a"), (Branch(ids_of("b.")),))]
     begins, ends = findings(tokenizer, trees, 5)
     assert begins.wrong
-    assert "0 in 1 rows, 2 in 1 rows" in begins.text
+    assert "1 row starts with none, 1 row starts with two" in begins.text
     assert ends.wrong
     assert "is trained in 1 of 2 completions; others train '.' last" in ends.text
     assert ends.text.endswith("(the first 2 rows)")
@@ -218,7 +218,7 @@ def test_a_template_that_doubles_the_begin_token_is_seen_in_a_run(folder):
     (folder / "rows.jsonl").write_text(json.dumps({"prompt": f"{BOS}a", "completion": "b"}) + "\n")
     begins = previewed("html=null").findings[0]
     assert begins.wrong
-    assert "2 in 1 rows" in begins.text
+    assert "1 row starts with two" in begins.text
 
 
 @pytest.mark.parametrize(
