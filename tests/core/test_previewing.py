@@ -212,10 +212,11 @@ def test_an_end_token_that_is_not_trained_and_a_doubled_begin_token_are_told():
 def test_a_template_that_doubles_the_begin_token_is_seen_in_a_run(folder):
     shutil.rmtree(folder / "base")
     tokenizer = tiny_tokenizer(add_bos=True)
-    tokenizer.chat_template = "{{ bos_token }}" + TEMPLATE
+    tokenizer.chat_template = "{{ bos_token }}{{ bos_token }}" + TEMPLATE
     tiny_llama(vocab_size=len(tokenizer)).save_pretrained("base")
     tokenizer.save_pretrained("base")
-    (folder / "rows.jsonl").write_text(json.dumps({"prompt": f"{BOS}a", "completion": "b"}) + "\n")
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    (folder / "rows.jsonl").write_text(json.dumps({"messages": messages}) + "\n")
     begins = previewed("html=null").findings[0]
     assert begins.wrong
     assert "1 row starts with two" in begins.text
