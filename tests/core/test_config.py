@@ -1,9 +1,7 @@
 """Composing: overrides, typos, unread keys, refusals, presets of plugins."""
 
-import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -175,11 +173,3 @@ def test_partners_that_a_method_refuses_are_refused_with_its_advice(strangers, c
     told = "ConfigError optimiser=picky cannot be combined with adapter=lora: choose adapter=full"
     assert composed("optimiser=picky") == told
     assert composed("optimiser=picky", "adapter=full").startswith("{'name': 'picky'")
-
-
-def test_the_example_of_contributing_works_as_it_stands(strangers, composed):
-    text = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    source = re.search(r"```python\n(.*?)```", text, re.DOTALL)[1]
-    entry, module = re.search(r'"(optimiser\.\w+)" = "(\w+)"', text).groups()
-    strangers.install("example", {entry: module}, {f"{module}.py": source})
-    assert composed("optimiser=momentum_sgd") == "{'name': 'momentum_sgd', 'lr': 0.01, 'momentum': 0.9}"

@@ -4,8 +4,9 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from helpers import TEXTS, tiny_tokenizer
+from helpers import tiny_tokenizer
 from luthier import Codec, DataError
+from luthier.testing.models import TEXTS
 
 TURN = "{% for m in messages %}"
 STYLES = {

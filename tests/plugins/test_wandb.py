@@ -149,11 +149,16 @@ def test_no_secret_leaves_the_machine(folder, tmp_path, monkeypatch):
 def test_a_run_that_fails_ends_as_failed(folder, tmp_path, monkeypatch):
     from luthier import engine
 
-    def fail(report):
-        raise KeyboardInterrupt if report.step == 3 else OSError("the disk is gone")
+    def failing(number, error):
+        calls = itertools.count(1)
+        return lambda *arguments: fail(error) if next(calls) == number else whole(*arguments)
 
+    def fail(error):
+        raise error
+
+    whole = engine.normalise
     for number, error, code in ((2, OSError, 1), (3, KeyboardInterrupt, 255)):
-        monkeypatch.setattr(engine, "check_finite", lambda r, n=number: fail(r) if r.step == n else None)
+        monkeypatch.setattr(engine, "normalise", failing(number, error))
         with pytest.raises(error):
             trained(folder, tmp_path / str(number))
         _, history, _, exits, _ = story(tmp_path / str(number))
