@@ -30,12 +30,12 @@ class Tile:
     Attributes:
         rows: The queries' place in the row, Q of them.
         keys: The keys' places, in order of position; K in all.
-        hidden: (Q, M) bool, true where the last M keys are not seen; the K - M before them all are.
+        bias: (Q, M), for the last M keys: 0 where one is seen, -inf where not; the K - M before them all are.
     """
 
     rows: slice
     keys: tuple[slice, ...]
-    hidden: torch.Tensor
+    bias: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -48,11 +48,11 @@ class TreeSpans:
     segments: tuple[Segment, ...]
     cache: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
 
-    def tiles(self, window: int | None, device: torch.device) -> list[Tile]:
-        """Return the tiles of the whole pack under a sliding `window` (None: unlimited)."""
-        key = ("tiles", window, device)
+    def tiles(self, window: int | None, like: torch.Tensor) -> list[Tile]:
+        """Return the pack's tiles under a sliding `window` (None: unlimited), with a bias for scores `like`."""
+        key = ("tiles", window, like.device, like.dtype)
         if key not in self.cache:
-            self.cache[key] = [t for segment in self.segments for t in _tiles(segment, window, device)]
+            self.cache[key] = [tile for segment in self.segments for tile in _tiles(segment, window, like)]
         tiles: list[Tile] = self.cache[key]
         return tiles
 
@@ -69,7 +69,7 @@ class TreeSpans:
         return torch.tensor(columns, device=device).T.contiguous()
 
 
-def _tiles(segment: Segment, window: int | None, device: torch.device) -> Iterator[Tile]:
+def _tiles(segment: Segment, window: int | None, like: torch.Tensor) -> Iterator[Tile]:
     length, shift = segment.stop - segment.start, segment.parent_length
     step = math.ceil(length / math.ceil(length / TILE_ROWS))
     for first in range(0, length, step):
@@ -82,9 +82,10 @@ def _tiles(segment: Segment, window: int | None, device: torch.device) -> Iterat
         newest = shift + last
         unbounded = window is None or newest - oldest <= window
         begin = shift + first if unbounded else oldest
-        query = torch.arange(shift + first, newest, device=device)[:, None]
-        key = torch.arange(begin, newest, device=device)
+        query = torch.arange(shift + first, newest, device=like.device)[:, None]
+        key = torch.arange(begin, newest, device=like.device)
         hidden = key > query
         if not unbounded and window is not None:
             hidden |= query - key >= window
-        yield Tile(slice(segment.start + first, segment.start + last), keys, hidden)
+        bias = like.new_zeros(hidden.shape).masked_fill_(hidden, float("-inf"))
+        yield Tile(slice(segment.start + first, segment.start + last), keys, bias)

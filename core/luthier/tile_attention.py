@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.autograd.function import once_differentiable
 
 from luthier.spans import Tile, TreeSpans
 
@@ -50,41 +51,41 @@ class _TileAttention(torch.autograd.Function):
         heads, tokens, _ = query.shape
         out = query.new_empty(tokens, heads, value.shape[2])
         keeps: list[torch.Tensor | None] = []
-        for tile in spans.tiles(terms.window, query.device):
+        for tile in spans.tiles(terms.window, query):
             rows = _rows(query, tile, key.shape[0])
             weights, _ = _weights(rows, _gather(key, tile), tile, terms)
             keep = _keep(weights, terms.dropout)
             keeps.append(keep)
             used = (weights if keep is None else weights * keep).to(value.dtype)
             _put(out, tile, torch.bmm(used, _gather(value, tile)))
-        ctx.save_for_backward(query, key, value, out)
+        ctx.save_for_backward(query, key, value)
         ctx.spans, ctx.terms, ctx.keeps = spans, terms, keeps
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        query, key, value, out = ctx.saved_tensors
-        groups, tokens, width = key.shape
+        query, key, value = ctx.saved_tensors
+        terms, (groups, tokens, width) = ctx.terms, key.shape
         grad_query = query.new_empty(tokens, query.shape[0], width)
         # A prompt's keys gather the gradients of all its children: float32 so that none is rounded away.
         grad_key = key.new_zeros(groups, tokens, width, dtype=_wide(key))
         grad_value = value.new_zeros(value.shape, dtype=_wide(value))
-        inner = (grad.to(_wide(grad)) * out).sum(-1).T
-        for tile, keep in zip(ctx.spans.tiles(ctx.terms.window, query.device), ctx.keeps, strict=True):
+        for tile, keep in zip(ctx.spans.tiles(terms.window, query), ctx.keeps, strict=True):
             rows, keys, values = _rows(query, tile, groups), _gather(key, tile), _gather(value, tile)
-            weights, slope = _weights(rows, keys, tile, ctx.terms)
+            weights, slope = _weights(rows, keys, tile, terms)
             above = _rows(grad.transpose(0, 1), tile, groups)
-            used = weights if keep is None else weights * keep
-            _add(grad_value, tile, torch.bmm(used.to(value.dtype).transpose(1, 2), above))
-            scores = torch.bmm(above, values.transpose(1, 2)).to(_wide(above))
+            used = (weights if keep is None else weights * keep).to(value.dtype)
+            _add(grad_value, tile, torch.bmm(used.transpose(1, 2), above))
+            scores = torch.bmm(above, values.transpose(1, 2)).to(weights.dtype)
             if keep is not None:
                 scores *= keep
-            scores.sub_(inner[:, tile.rows].reshape(groups, -1, 1)).mul_(weights).mul_(ctx.terms.scale)
+            scores = torch._softmax_backward_data(scores, weights, -1, weights.dtype)
             if slope is not None:
                 scores *= slope
-            low = scores.to(key.dtype)
-            _put(grad_query, tile, torch.bmm(low, keys))
-            _add(grad_key, tile, torch.bmm(low.transpose(1, 2), rows))
+            scores = scores.to(key.dtype)
+            _put(grad_query, tile, _scaled(scores, keys, terms.scale))
+            _add(grad_key, tile, _scaled(scores.transpose(1, 2), rows, terms.scale))
         return grad_query.transpose(0, 1), grad_key.to(key.dtype), grad_value.to(value.dtype), None, None
 
 
@@ -92,18 +93,22 @@ def _weights(
     rows: torch.Tensor, keys: torch.Tensor, tile: Tile, terms: Terms
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Return the probabilities (G, R, K) in float32 and the slope of the softcap where there is one."""
-    scores = torch.baddbmm(rows.new_empty(()), rows, keys.transpose(1, 2), beta=0, alpha=terms.scale)
-    scores = scores.to(_wide(rows))
+    scores = _scaled(rows, keys.transpose(1, 2), terms.scale)
     slope = None
     if terms.softcap is not None:
         scores.div_(terms.softcap).tanh_()
         slope = 1 - scores * scores
         scores.mul_(terms.softcap)
-    length, width = tile.hidden.shape
+    length, width = tile.bias.shape
     if length > 1 or width > 1:
         square = scores.view(scores.shape[0], -1, length, scores.shape[2])[..., scores.shape[2] - width :]
-        square.masked_fill_(tile.hidden, float("-inf"))
-    return torch.softmax(scores, dim=-1), slope
+        square.add_(tile.bias)
+    return torch.softmax(scores, dim=-1, dtype=_wide(scores)), slope
+
+
+def _scaled(left: torch.Tensor, right: torch.Tensor, scale: float) -> torch.Tensor:
+    """Return ``scale · left @ right`` for batches of matrices."""
+    return torch.baddbmm(left.new_empty(()), left, right, beta=0, alpha=scale)
 
 
 def _wide(x: torch.Tensor) -> torch.dtype:
