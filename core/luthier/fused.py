@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from luthier.fused_functions import FrozenGatedMLP, FrozenLinear, FrozenNorm
+from luthier.fused_rotary import rotary_forward
 from luthier.products import one_dnn_wins
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 4e-2}
@@ -41,6 +42,10 @@ def fuse(model: nn.Module) -> dict[str, str]:
             if forward is not None and "forward" not in vars(module):
                 module.forward = forward
                 fused[name] = kind
+        rotated = rotary_forward(module)
+        if rotated is not None and "forward" not in vars(module):
+            module.forward = rotated
+            fused[name] = "rotary"
     return fused
 
 

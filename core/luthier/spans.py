@@ -49,7 +49,7 @@ class TreeSpans:
     cache: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def tiles(self, window: int | None, like: torch.Tensor) -> list[Tile]:
-        """Return the pack's tiles under a sliding `window` (None: unlimited), with a bias for scores `like`."""
+        """Return the tiles under a sliding `window` (None: unlimited), with biases for scores `like`."""
         key = ("tiles", window, like.device, like.dtype)
         if key not in self.cache:
             self.cache[key] = [tile for segment in self.segments for tile in _tiles(segment, window, like)]

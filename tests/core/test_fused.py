@@ -81,8 +81,9 @@ def test_a_fused_model_computes_the_same(family, targets):
     model = adapted(build(family).double().float(), targets)
     expected = logits_and_gradients(model)
     fused = fuse(model)
-    gated = [name for name, kind in fused.items() if kind == "mlp"]
-    assert len(gated) == (2 if targets == ATTENTION else 0)
+    kinds = list(fused.values())
+    assert kinds.count("mlp") == (2 if targets == ATTENTION else 0)
+    assert kinds.count("rotary") == 2
     assert_same(logits_and_gradients(model), expected, 2e-6)
     model.gradient_checkpointing_enable({"use_reentrant": False})
     assert_same(logits_and_gradients(model), expected, 2e-6)
@@ -132,6 +133,19 @@ def test_a_module_that_computes_something_else_is_left_alone(monkeypatch):
     assert not any("forward" in vars(model.get_submodule(name)) for name in names)
 
 
+@pytest.mark.parametrize(
+    "config",
+    [tf.CohereConfig(**SIZES), tf.PhiConfig(**SIZES, partial_rotary_factor=0.5), tf.GPTNeoXConfig(**SIZES)],
+    ids=["interleaved", "partial", "partial and packed"],
+)
+def test_another_rotation_is_left_alone_or_computes_the_same(config):
+    model = tf.AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
+    expected = model(IDS, use_cache=False).logits
+    kinds = fuse(model).values()
+    assert ("rotary" in kinds) == (config.model_type != "cohere")
+    assert_same([model(IDS, use_cache=False).logits], [expected], 2e-6)
+
+
 def test_a_gradient_that_differs_is_noticed(monkeypatch):
     """The same value, but half of its gradient: no fused part may restore the other half."""
     model = tiny_llama().requires_grad_(False)
@@ -153,7 +167,8 @@ def test_a_module_with_its_own_forward_or_a_listened_child_is_left_alone():
 def test_weights_that_train_get_their_gradients():
     model = tiny_llama().train()
     expected = logits_and_gradients(model)
-    assert fuse(model) == {}
+    assert set(fuse(model).values()) == {"rotary"}  # which has no weights
+    assert_same(logits_and_gradients(model), expected, 1e-6)
     model.requires_grad_(False)
     assert "mlp" in fuse(model).values()
     model.requires_grad_(True)  # a fused part steps back
