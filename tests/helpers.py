@@ -4,7 +4,9 @@ import torch
 
 from luthier.testing.models import BOS, END, START, TEMPLATE, TEXTS, tiny_gpt2, tiny_llama, tiny_tokenizer
 
-__all__ = ["BOS", "END", "START", "TEMPLATE", "TEXTS", "plain_values", "tiny_gpt2", "tiny_llama", "tiny_tokenizer"]
+__all__ = [
+    "BOS", "END", "START", "TEMPLATE", "TEXTS", "plain_values", "tiny_gpt2", "tiny_llama", "tiny_tokenizer",
+]  # fmt: skip
 
 
 def plain_values(model, trees) -> torch.Tensor:
