@@ -2,11 +2,9 @@
 
 import torch
 
-from luthier.testing.models import BOS, END, START, TEMPLATE, TEXTS, tiny_gpt2, tiny_llama, tiny_tokenizer
+from luthier.testing.models import BOS, END, START, TEMPLATE, tiny_gpt2, tiny_llama, tiny_tokenizer
 
-__all__ = [
-    "BOS", "END", "START", "TEMPLATE", "TEXTS", "plain_values", "tiny_gpt2", "tiny_llama", "tiny_tokenizer",
-]  # fmt: skip
+__all__ = ["BOS", "END", "START", "TEMPLATE", "plain_values", "tiny_gpt2", "tiny_llama", "tiny_tokenizer"]
 
 
 def plain_values(model, trees) -> torch.Tensor:

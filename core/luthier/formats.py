@@ -124,11 +124,10 @@ def _introduced(messages: Any, system: Any, origin: str) -> Any:
     """Begin a conversation with the row's column `system`, unless it begins with a system turn itself."""
     if system is not None and not isinstance(system, str):
         raise DataError(f"{origin}: system must be text, got {type(system).__name__}")
-    if not system or not isinstance(messages, list) or not messages:
+    first = messages[0] if isinstance(messages, list) and messages else None
+    if not system or not isinstance(first, Mapping) or first.get("role") == "system":
         return messages
-    first = messages[0]
-    own = isinstance(first, Mapping) and first.get("role") == "system"
-    return messages if own else [{"role": "system", "content": system}, *messages]
+    return [{"role": "system", "content": system}, *messages]
 
 
 def _from_instruction(fields: Mapping[str, Any], chat: bool, origin: str) -> dict[str, Any]:
