@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from luthier.data_source import DataSource, Row
     from luthier.discovery import Plugin, plugins
     from luthier.errors import ConfigError, DataError, LuthierError, ModelError, PluginError, unknown
-    from luthier.file_source import FileSource, file_sources, parse_json, text_lines
+    from luthier.file_source import FileSource, file_sources, parse_json, text_lines, without_nulls
     from luthier.hookspecs import Register, hookimpl
     from luthier.linear_adapter import (
         AdaptedLinear,
@@ -52,7 +52,7 @@ _HOMES = {
     "data_source": "DataSource Row",
     "discovery": "Plugin plugins",
     "errors": "ConfigError DataError LuthierError ModelError PluginError unknown",
-    "file_source": "FileSource file_sources parse_json text_lines",
+    "file_source": "FileSource file_sources parse_json text_lines without_nulls",
     "hookspecs": "Register hookimpl",
     "linear_adapter": "AdaptedLinear LinearAdapter copy_state linear_shape refuse_adapted weight_of",
     "low_rank": "low_rank_linear principal_part",
@@ -85,7 +85,8 @@ __all__ = [
     "StepReport", "Supervise", "Tracker", "TrainResult", "Tree", "build_method", "compose",
     "copy_state", "evaluate", "file_sources", "hookimpl", "linear_shape", "load_adapter",
     "low_rank_linear", "option", "parse_json", "plugins", "preview", "principal_part", "refuse_adapted",
-    "save_model", "text_lines", "train", "unknown", "weight_of", "without_secrets",
+    "save_model", "text_lines", "train", "unknown", "weight_of", "without_nulls",
+    "without_secrets",
 ]  # fmt: skip
 
 

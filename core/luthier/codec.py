@@ -12,12 +12,18 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from luthier.errors import DataError
-from luthier.messages import Message, check_prompt, is_empty, plain, shortened
+from luthier.messages import Message, check_prompt, functions, is_empty, plain, shortened
 from luthier.tree import Branch, Tree
 
 Prompt = str | Sequence[Message]
 Supervise = Literal["assistant", "last", "all"]
 """All assistant turns, the last one, or every token but the first."""
+
+CALENDAR = (
+    "{%- macro strftime_now(format) -%}{{ format | replace('%d', '26') | replace('%b', 'Jul') | "
+    "replace('%B', 'July') | replace('%m', '07') | replace('%Y', '2024') }}{%- endmacro -%}"
+)
+"""The date of templates that write one, Llama 3's own: of today's, a resumed run would make other rows."""
 
 
 @dataclass(frozen=True)
@@ -110,18 +116,21 @@ class Codec:
     ) -> Tree:
         """Encode `messages`; assistant turns before the `first` are not supervised."""
         turns = [i for i, message in enumerate(messages) if message["role"] == "assistant" and i >= first]
+        turns = turns[-1:] if supervise == "last" else turns
         if not turns or turns[0] == 0:
-            raise DataError(f"{origin}: a conversation needs an assistant turn after another one")
+            found = "turn 1 is the assistant's" if turns else "there is none"
+            raise DataError(f"{origin}: a conversation needs an assistant turn after another one; {found}")
         for turn in turns:
             if is_empty(messages[turn]):
                 raise DataError(
                     f"{origin}: turn {turn + 1}, the assistant's, is empty; drop the row or give it a text"
                 )
         talk = _Talk(self.tokenizer, messages, origin, tools)
+        talk.check_functions()
         if supervise == "all":
             root, *rest = self._closed(self._plain(talk.whole(len(messages))))
             return Tree((root,), (Branch(tuple(rest)),), origin)
-        return self._spoken(talk, turns[-1:] if supervise == "last" else turns)
+        return self._spoken(talk, turns)
 
     def _spoken(self, talk: _Talk, turns: Sequence[int]) -> Tree:
         prompt = done = talk.until(turns[0])
@@ -129,16 +138,21 @@ class Codec:
         scored: list[bool] = []
         for turn in turns:
             before = talk.until(turn)
-            gap = self._continued(talk.after(done, before, turn))
+            gap = self._continued(talk.after(done, before, turn, "set objective.supervise=last, or "))
             done = talk.whole(turn + 1)
-            spoken, rest = self._split(self._continued(talk.after(before, done, turn)))
+            written = talk.after(before, done, turn)
+            spoken, rest = self._split(self._continued(written))
+            said = str(talk.messages[turn].get("content") or "").strip()
+            if self._special.issuperset(spoken) and (not said or said not in written):
+                raise DataError(
+                    f"{talk.origin}: the chat template writes nothing of turn {turn + 1}, the assistant's; "
+                    "take another with model.chat_template"
+                )
             if turn == len(talk.messages) - 1:
                 spoken, rest = self._ended(spoken), []
             ids += gap + spoken + rest
             scored += [False] * len(gap) + [True] * len(spoken) + [False] * len(rest)
-        kept = len(scored) - scored[::-1].index(True) if True in scored else 0
-        if not kept:
-            raise DataError(f"{talk.origin}: no assistant token to supervise")
+        kept = len(scored) - scored[::-1].index(True)
         mask = None if all(scored[:kept]) else tuple(scored[:kept])
         return Tree(tuple(self._plain(prompt)), (Branch(tuple(ids[:kept]), mask),), talk.origin)
 
@@ -212,11 +226,26 @@ class _Talk:
         return self._render(self.messages[:turn], True)
 
     def whole(self, count: int) -> str:
-        """Render the first `count` messages."""
-        return self._render(self.messages[:count], False)
+        """Render the first `count` messages, without an end token that only the last turn has."""
+        text, end = self._render(self.messages[:count], False), self.tokenizer.eos_token
+        if count < len(self.messages) and text.endswith(end):
+            more = self._render(self.messages[: count + 1], False)
+            return text if more.startswith(text) else text.removesuffix(end)
+        return text
 
-    def after(self, start: str, full: str, turn: int) -> str:
-        """Return what `full` adds to `start`.
+    def check_functions(self) -> None:
+        """Refuse a template that leaves out what may be called, or is."""
+        calls = [call for message in self.messages for call in message.get("tool_calls") or ()]
+        names = functions(self.tools if isinstance(self.tools, list) else ()) + functions(calls)
+        text = self.whole(len(self.messages)) if names else ""
+        if missing := [name for name in names if name not in text]:
+            raise DataError(
+                f"{self.origin}: the chat template leaves out the function '{missing[0]}' of the row's tools "
+                "or calls; take one that writes them with model.chat_template, e.g. chatml"
+            )
+
+    def after(self, start: str, full: str, turn: int, way_out: str = "") -> str:
+        """Return what `full` adds to `start`; `way_out` is a mend to tell of, beside another template.
 
         Raises:
             DataError: It begins otherwise, so that nobody can say which tokens the turn is made of.
@@ -230,7 +259,7 @@ class _Talk:
         raise DataError(
             f"{self.origin}: the chat template renders what stands before turn {turn + 1} differently once "
             f"turn {turn + 1} ({message['role']}: '{said}') follows, {was} as {became}, so the supervised "
-            "tokens are ambiguous; set objective.supervise=last, or another template with model.chat_template"
+            f"tokens are ambiguous; {way_out}take another template with model.chat_template"
         )
 
     def _render(self, messages: Sequence[Message], open_turn: bool) -> str:
@@ -240,9 +269,11 @@ class _Talk:
                 "set model.chat_template=FILE or a name such as chatml, or give prompt and completion as text"
             )
         try:
+            template = self.tokenizer.get_chat_template(tools=self.tools)
             rendered = self.tokenizer.apply_chat_template(
                 [plain(message) for message in messages],
                 tools=self.tools,
+                chat_template=CALENDAR * ("strftime_now" in template) + template,
                 tokenize=False,
                 add_generation_prompt=open_turn,
             )

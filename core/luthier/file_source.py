@@ -8,6 +8,7 @@ import json
 import zlib
 from abc import abstractmethod
 from codecs import BOM_UTF8
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,7 +56,8 @@ class FileSource(DataSource):
         """
         path = Path(self.path).expanduser()
         if not path.is_file():
-            what = "is a folder, expected a file" if path.is_dir() else "there is no such file"
+            odd = "is a folder, expected a file" if path.is_dir() else "is a pipe or device, expected a file"
+            what = odd if path.exists() else "there is no such file"
             raise ConfigError(f"path={path}: {what}")
         empty = True
         try:
@@ -92,13 +94,28 @@ def parse_json(text: str, origin: str) -> Any:
         DataError: It is not JSON; the message says where in `origin`.
     """
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_object)
     except json.JSONDecodeError as error:
         line = f"line {error.lineno}, " if error.lineno > 1 else ""
         raise DataError(f"{origin}: not JSON: {error.msg} at {line}column {error.colno}") from error
     # Brackets a thousand deep, or a number of ten thousand digits.
     except (RecursionError, ValueError) as error:
         raise DataError(f"{origin}: not JSON that can be read: {error}") from error
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
+        raise ValueError(f"the key '{twice}' comes twice")
+    return found
+
+
+def without_nulls(value: Any) -> Any:
+    """Return a cell of a table without the nulls inside it: keys that only other rows have."""
+    if isinstance(value, dict):
+        return {name: without_nulls(inner) for name, inner in value.items() if inner is not None}
+    return [without_nulls(inner) for inner in value] if isinstance(value, list) else value
 
 
 def file_sources() -> dict[str, type[FileSource]]:

@@ -59,9 +59,9 @@ def laid_out(row: Row, source: DataSource, chat: bool) -> Row:
         fields["messages"] = _from_sharegpt(fields.pop("conversations"), row.origin)
     elif layout == "instruction":
         fields.update(_from_instruction(fields, chat, row.origin))
-    # Who names a layout or its columns means these, whatever else the file holds that objectives read.
-    meant = layout and (owner.format != "auto" or owner.columns)
-    return replace(row, fields=_only(layout, fields) if meant else fields)
+    if layout in ("sharegpt", "messages"):
+        fields["messages"] = _introduced(fields["messages"], fields.get("system"), row.origin)
+    return replace(row, fields=_only(layout, fields) if layout else fields)
 
 
 def _found(fields: Mapping[str, Any], columns: Mapping[str, str]) -> str:
@@ -74,7 +74,7 @@ def _found(fields: Mapping[str, Any], columns: Mapping[str, str]) -> str:
 
 
 def _only(layout: str, fields: dict[str, Any]) -> dict[str, Any]:
-    """Leave out the columns of the layouts that were not asked for, which an objective might prefer."""
+    """Leave out the columns of other layouts, which an objective or a comparison of rows might prefer."""
     mine = LAYOUTS[{"sharegpt": "messages", "instruction": "completion"}.get(layout, layout)]
     others = {name for names in LAYOUTS.values() for name in names} - set(mine)
     return {name: value for name, value in fields.items() if name not in others}
@@ -118,6 +118,16 @@ def _from_turn(turn: Any, where: str) -> dict[str, Any]:
         raise DataError(f"{where}: a function_call must be JSON of {{'name': …, 'arguments': …}}")
     tool_calls = [{"type": "function", "function": call} for call in calls]
     return {"role": "assistant", "content": "", "tool_calls": tool_calls}
+
+
+def _introduced(messages: Any, system: Any, origin: str) -> Any:
+    """Begin a conversation with the row's column `system`, unless it begins with a system turn itself."""
+    if system is not None and not isinstance(system, str):
+        raise DataError(f"{origin}: system must be text, got {type(system).__name__}")
+    first = messages[0] if isinstance(messages, list) and messages else None
+    if not system or not isinstance(first, Mapping) or first.get("role") == "system":
+        return messages
+    return [{"role": "system", "content": system}, *messages]
 
 
 def _from_instruction(fields: Mapping[str, Any], chat: bool, origin: str) -> dict[str, Any]:

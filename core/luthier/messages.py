@@ -10,6 +10,10 @@ from luthier.errors import DataError
 
 Message = Mapping[str, Any]
 
+ROLES = ("system", "user", "assistant", "tool")
+_MEANT = {"human": "user", "gpt": "assistant"}
+"""Roles by the names of another layout; templates write a wrong one without a word."""
+
 
 def check_prompt(value: object, what: str, origin: str) -> None:
     """Check that `value` is text, or a list of messages with a role and a content.
@@ -29,6 +33,10 @@ def check_prompt(value: object, what: str, origin: str) -> None:
         where = f"{origin}: {what}, message {number}"
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
             raise DataError(f"{where}: expected {{'role': …, 'content': …}}")
+        small = message["role"].strip().lower()
+        meant = _MEANT.get(small, small if small in ROLES else message["role"])
+        if meant != message["role"]:
+            raise DataError(f"{where}: unknown role '{message['role']}': did you mean '{meant}'?")
         calls, content = message.get("tool_calls"), message.get("content")
         if calls is not None and (
             not isinstance(calls, list) or not all(isinstance(call, Mapping) for call in calls)
@@ -46,14 +54,20 @@ def is_empty(message: Message) -> bool:
 def plain(message: Message) -> dict[str, Any]:
     """Return `message` as templates expect it, whatever file it comes from.
 
-    Columns that another row of a table has are absent, not null; the content of a call is empty text, which
+    What is null, and an empty list of calls, is absent; the content of a call is empty text, which
     a template would write as "None"; a call's arguments are a mapping, not JSON text, which a template would
     quote once more.
     """
     kept = {name: value for name, value in message.items() if value is not None}
-    if kept.get("tool_calls"):
-        kept["tool_calls"] = [_call(call) for call in kept["tool_calls"]]
+    if calls := kept.pop("tool_calls", None):
+        kept["tool_calls"] = [_call(call) for call in calls]
     return {**kept, "content": kept.get("content", "")}
+
+
+def functions(of: Any) -> list[str]:
+    """Return the names of the functions in a list of tools or of calls."""
+    inner = [one.get("function", one) for one in of or () if isinstance(one, Mapping)]
+    return [one["name"] for one in inner if isinstance(one, Mapping) and isinstance(one.get("name"), str)]
 
 
 def _call(call: Mapping[str, Any]) -> dict[str, Any]:

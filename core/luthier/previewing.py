@@ -17,7 +17,7 @@ from luthier.model import load_model_tokenizer
 from luthier.objective import Objective
 from luthier.pieces import Piece, pieces
 from luthier.run_data import training_rows
-from luthier.tree import Tree
+from luthier.tree import Branch, Tree
 
 CHECKED = 1000
 """Trees whose first and last tokens are looked at."""
@@ -189,7 +189,7 @@ def _rows_start(rows: int, times: int) -> str:
 
 def _end(tokenizer: Any, trees: Sequence[Tree]) -> Finding:
     branches = [branch for tree in trees for branch in tree.branches]
-    last = Counter(_last_trained(branch.ids, branch.scored_places) for branch in branches)
+    last = Counter(_last_trained(tokenizer, branch) for branch in branches)
     ended = last.pop(tokenizer.eos_token_id, 0)
     text = f"end token {tokenizer.eos_token!r} is trained in {ended:,} of {len(branches):,} completions"
     if not last:
@@ -203,5 +203,7 @@ def _leading(ids: Sequence[int], token: int | None) -> int:
     return next((place for place, one in enumerate(ids) if one != token), len(ids))
 
 
-def _last_trained(ids: Sequence[int], places: Sequence[int]) -> int | None:
-    return ids[places[-1]] if places else None
+def _last_trained(tokenizer: Any, branch: Branch) -> int | None:
+    """Return the last supervised token that is no white space, which templates write behind an end."""
+    trained = [branch.ids[place] for place in reversed(branch.scored_places)]
+    return next((one for one in trained if tokenizer.decode([one]).strip()), next(iter(trained), None))

@@ -88,6 +88,7 @@ def gradients(model, values):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_values_and_gradients_equal_plain_forwards(family, monkeypatch):
+    # users.md row 37: packed examples that see one another.
     monkeypatch.setattr(spans, "TILE_ROWS", 3)  # several tiles a segment
     model = build(FAMILIES[family])
     expected = plain_values(model, TREES)

@@ -89,6 +89,18 @@ def test_a_template_that_rewrites_earlier_turns_is_an_error_that_names_the_turn(
         (lambda codec: codec.pair("a", " ", "f:6"), "f:6: the completion is empty"),
         (lambda codec: codec.conversation("hi", "f:7"), "f:7: messages must be a list .* got a text"),
         (lambda codec: codec.conversation([], "f:8"), "f:8: messages must be .* got an empty list"),
+        (
+            lambda codec: codec.conversation([{"role": "human", "content": "q"}, *CHAT[1:]], "f:9"),
+            "f:9: messages, message 1: unknown role 'human': did you mean 'user'",
+        ),
+        (
+            lambda codec: codec.conversation([CHAT[0], {"role": "Assistant ", "content": "a"}], "f:9"),
+            "f:9: messages, message 2: unknown role 'Assistant ': did you mean 'assistant'",
+        ),
+        (
+            lambda codec: codec.conversation(CHAT[1:], "f:9"),
+            "f:9: a conversation needs an assistant turn after another one; turn 1 is the assistant's",
+        ),
         (lambda codec: codec.conversation(["hi"], "f:9"), "f:9: messages, message 1: expected {'role'"),
         (
             lambda codec: codec.conversation([*CHAT[:1], {"role": "assistant"}], "f:10"),

@@ -45,6 +45,7 @@ def test_the_quickstart_recipe_sets_what_it_says():
     ],
 )
 def test_a_typo_is_one_line_with_the_nearest_name(override, told):
+    # users.md rows 32 and 33: a key that is accepted, and ignored.
     with pytest.raises(LuthierError, match=told) as error:
         compose("train", [*DATA, override])
     assert "\n" not in str(error.value)

@@ -88,7 +88,26 @@ def test_a_layout_can_be_forced_where_a_row_has_several():
     row = {"text": "t", "messages": [USER, ANSWER], "instruction": "q", "output": "a"}
     assert fields(row, format="text") == {"text": "t"}
     assert fields(row, format="instruction") == {"prompt": [USER], "completion": [ANSWER]}
-    assert fields(row) == row
+    assert fields(row) == {"messages": row["messages"]}
+
+
+def test_a_column_of_another_layout_does_not_decide_which_rows_are_the_same():
+    # UltraChat's: the first question stands once more in a column `prompt`.
+    talks = [[USER, {"role": "assistant", "content": answer}] for answer in ("a", "b")]
+    rows = [Row({"prompt": "q", "messages": talk, "id": i}, f"f:{i}") for i, talk in enumerate(talks)]
+    both = [laid_out(row, Nothing(), True).fields for row in rows]
+    assert both == [{"messages": talk, "id": i} for i, talk in enumerate(talks)]
+
+
+@pytest.mark.parametrize("chat", [{"messages": [USER, ANSWER]}, {"conversations": [
+    {"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}])  # fmt: skip
+def test_a_column_system_begins_the_conversation(chat):
+    first = {"role": "system", "content": "Be short."}
+    assert fields({**chat, "system": "Be short."})["messages"] == [first, USER, ANSWER]
+    assert fields({**chat, "system": ""})["messages"] == [USER, ANSWER]
+    assert fields({**chat, "system": None})["messages"] == [USER, ANSWER]
+    own = {"role": "system", "content": "Mine."}
+    assert fields({"messages": [own, USER], "system": "Be short."})["messages"] == [own, USER]
 
 
 def test_a_row_of_a_mixture_follows_its_own_source():
@@ -121,6 +140,7 @@ def test_a_row_of_a_mixture_follows_its_own_source():
         ({"instruction": "q", "output": ["a"]}, {}, "f:3: output must be text, got list"),
         ({"instruction": " ", "output": "a"}, {}, "f:3: the instruction is empty"),
         ({"messages": [USER], "tools": "{"}, {}, "f:3: tools: not JSON"),
+        ({"messages": [USER], "system": 5}, {}, "f:3: system must be text, got int"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_one_line_with_the_row(row, options, told):

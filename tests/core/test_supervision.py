@@ -103,6 +103,71 @@ def test_a_template_that_forgets_earlier_thoughts_is_ambiguous_but_for_the_last_
     assert "hm" not in codec.tokenizer.decode(tree.prompt)
 
 
+def test_a_way_out_is_told_only_where_it_leads_out():
+    # The turn itself begins otherwise than its prompt: supervising the last one alone is no help.
+    codec = codec_of(STYLES["chatml"].replace("assistant\n{% endif %}", "assistant\n<think>\n{% endif %}"))
+    for supervise in ("assistant", "last"):
+        with pytest.raises(DataError, match="are ambiguous; take another template") as caught:
+            codec.conversation(TALK, "f:1", supervise)
+        assert "supervise=last" not in str(caught.value)
+
+
+def test_an_end_token_that_only_the_last_turn_has_makes_nothing_ambiguous():
+    # Phi-3's: one end a turn, and the end of texts behind the last of them.
+    codec = codec_of(
+        TURN + "[{{ m.role }}]{{ m.content }}<|im_start|>\n{% endfor %}"
+        "{% if add_generation_prompt %}[assistant]{% else %}{{ eos_token }}{% endif %}"
+    )
+    tree = codec.conversation(TALK, "f:1")
+    assert parts(codec, tree)[0] == "two<|im_start|>four<|im_start|>\n<|im_end|>"
+    shown = codec.tokenizer.apply_chat_template(TALK, tokenize=False)
+    assert codec.tokenizer.decode(tree.prompt + tree.branches[0].ids) == shown
+
+
+@pytest.mark.parametrize("supervise", ["assistant", "last"])
+def test_an_answer_that_the_template_leaves_out_is_no_end_token_alone(supervise):
+    # users.md row 3: training looks healthy, and nothing but the end is learned.
+    codec = codec_of(TURN + "[{{ m.role }}]{{ m.text }}<|im_end|>{% endfor %}")
+    codec.tokenizer.chat_template += "{% if add_generation_prompt %}[assistant]{% endif %}"
+    with pytest.raises(DataError, match=r"f:1: the chat template writes nothing of turn [35], the assist"):
+        codec.conversation(TALK, "f:1", supervise)
+    # An answer that is a special token is one.
+    codec.tokenizer.chat_template = STYLES["chatml"]
+    label = [TALK[1], {"role": "assistant", "content": "<|startoftext|>"}]
+    assert parts(codec, codec.conversation(label, "f:1"))[0] == "<|startoftext|><|im_end|>"
+
+
+def test_functions_that_the_template_leaves_out_are_refused():
+    # users.md row 5: on tool turns the call vanishes, and its end is trained.
+    call = {"type": "function", "function": {"name": "add", "arguments": "{}"}}
+    talk = [TALK[1], {"role": "assistant", "content": "hm", "tool_calls": [call]}]
+    codec = codec_of(STYLES["chatml"])
+    told = "f:1: the chat template leaves out the function 'add' of the row's tools or calls; take"
+    for supervise in ("assistant", "all"):
+        with pytest.raises(DataError, match=told):
+            codec.conversation(talk, "f:1", supervise)
+        with pytest.raises(DataError, match=told):
+            codec.conversation(TALK, "f:1", supervise, tools=[{"name": "add"}])
+
+
+def test_an_empty_list_of_calls_is_none():
+    # Llama 3.1's template asks whether there is one, and refuses all but one call.
+    codec = codec_of(STYLES["chatml"].replace("{{ m.content }}", "{{ m.content }}{{ m.tool_calls }}"))
+    talk = [TALK[1], {"role": "assistant", "content": "two", "tool_calls": []}]
+    assert parts(codec, codec.conversation(talk, "f:1"))[0] == "two<|im_end|>"
+
+
+def test_a_conversation_that_the_assistant_opens_has_a_last_turn():
+    codec = codec_of(STYLES["chatml"])
+    assert parts(codec, codec.conversation(TALK[2:], "f:1", "last"))[0] == "four<|im_end|>"
+
+
+def test_a_template_that_writes_the_date_makes_the_same_rows_every_day():
+    # Llama 3.2's: a run that is resumed tomorrow must find the rows it began with.
+    codec = codec_of("{{ strftime_now('%d %b %Y') }}\n" + STYLES["chatml"])
+    assert codec.tokenizer.decode(codec.conversation(TALK, "f:1").prompt).startswith("26 Jul 2024\n")
+
+
 def test_a_completion_of_several_messages_supervises_the_assistants():
     codec = codec_of(STYLES["chatml"])
     tail = [

@@ -1,7 +1,9 @@
 """Duplicates: the first stays, whatever its id and spacing; the header counts the others."""
 
+import pytest
+
 from helpers import tiny_tokenizer
-from luthier import Codec, Row
+from luthier import Codec, DataError, Row
 from luthier.data import encode
 from luthier_plugins.data_sources.jsonl import JsonLines
 from luthier_plugins.objectives.sft import SFT
@@ -28,6 +30,12 @@ def test_conversations_are_compared_whole():
         return {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": answer}]}
 
     assert kept(talk("a"), talk("b"), talk(" a")) == [True, True, False]
+
+
+def test_a_column_that_is_not_there_makes_no_rows_the_same():
+    told = "f:1: exact_duplicates.columns: unknown column 'promt': did you mean 'prompt'"
+    with pytest.raises(DataError, match=told):
+        kept({"prompt": "a"}, {"prompt": "b"}, columns=("promt",))
 
 
 def test_the_header_counts_them(tmp_path):

@@ -26,6 +26,19 @@ def test_rows_of_a_split_come_with_their_place(dataset, streaming):
     assert found[2].origin == f"{dataset}/test[2]"
 
 
+def test_a_broken_file_is_told_by_its_cause(dataset):
+    (dataset / "train.jsonl").write_text('{"text": "a"}\n{"other": 5}\n{')
+    with pytest.raises(ConfigError, match="JSON"):
+        list(Hub(path=str(dataset)).rows())
+
+
+def test_keys_that_only_other_rows_have_are_absent(dataset):
+    calls = [[{"arguments": {"a": 1}}], [{"arguments": {"b": 2}}]]
+    (dataset / "test.jsonl").unlink()
+    (dataset / "train.jsonl").write_text("".join(json.dumps({"calls": one}) + "\n" for one in calls))
+    assert [row.fields["calls"] for row in Hub(path=str(dataset)).rows()] == calls
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [

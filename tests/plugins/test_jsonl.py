@@ -18,6 +18,8 @@ def test_rows_carry_file_and_line(tmp_path):
     [
         ('{"a": 1}\n{"a": \n', r"rows.jsonl:2: not JSON: .* at column"),
         ("[1, 2]\n", r"rows.jsonl:1: expected a JSON object, got list"),
+        ('[\n{"a": 1}\n]\n', r"rows.jsonl:1: a list over several lines, expected .* try data=json"),
+        ('{"a": 1}\n{"a": 1, "b": 2, "a": 3}\n', r"rows.jsonl:2: not JSON .* the key 'a' comes twice"),
         ("", r"rows.jsonl: the file is empty"),
     ],
 )
@@ -39,6 +41,8 @@ def test_windows_files_are_read_and_other_encodings_named(tmp_path):
 def test_a_missing_file_is_named():
     with pytest.raises(ConfigError, match=r"path=nowhere.jsonl: there is no such file"):
         list(JsonLines("nowhere.jsonl").rows())
+    with pytest.raises(ConfigError, match=r"path=/dev/null: is a pipe or device, expected a file"):
+        list(JsonLines("/dev/null").rows())
 
 
 def test_an_answer_is_compared_up_to_white_space_at_the_ends():

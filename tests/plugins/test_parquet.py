@@ -19,6 +19,20 @@ def test_rows_come_in_order_from_batches(tmp_path):
     assert len(list(Parquet(path=str(file), limit=2).rows())) == 2
 
 
+def test_keys_that_only_other_rows_have_are_absent(tmp_path):
+    file = tmp_path / "rows.parquet"
+    calls = [[{"arguments": {"a": 1}}], [{"arguments": {"b": [None]}}]]
+    parquet.write_table(pyarrow.table({"calls": calls, "label": [None, 1]}), file)
+    assert [row.fields for row in Parquet(path=str(file)).rows()] == [
+        {"calls": calls[0], "label": None}, {"calls": calls[1], "label": 1},
+    ]  # fmt: skip
+
+
+def test_a_batch_has_rows():
+    with pytest.raises(ConfigError, match="batch_rows=0 must be at least 1"):
+        Parquet(path="x", batch_rows=0)
+
+
 def test_a_broken_file_is_named(tmp_path):
     file = tmp_path / "rows.parquet"
     file.write_text("no table")

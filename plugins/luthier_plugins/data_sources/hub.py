@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from luthier import ConfigError, DataError, DataSource, Register, Row, hookimpl, option
+from luthier import ConfigError, DataError, DataSource, Register, Row, hookimpl, option, without_nulls
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Hub(DataSource):
                 raise DataError(f"{origin}: cannot be read: {_line(error)}") from error
             if fields is None:
                 break
-            yield Row(dict(fields), origin)
+            yield Row({name: without_nulls(cell) for name, cell in fields.items()}, origin)
         if not index:
             raise DataError(f"{self.path}: the split '{self.split}' has no rows")
 
@@ -69,7 +69,9 @@ class Hub(DataSource):
             ) from error
 
 
-def _line(error: Exception) -> str:
+def _line(error: BaseException) -> str:
+    # datasets says that something happened, and what did is its cause.
+    error = error.__cause__ or error
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 200 else f"{text[:199]}…"
 

@@ -25,6 +25,10 @@ class JsonLines(FileSource):
         for number, line in text_lines(path):
             if line.strip():
                 origin = f"{path}:{number}"
+                if number == 1 and line.strip() == "[":
+                    raise DataError(
+                        f"{origin}: a list over several lines, expected {self.expects}; try data=json"
+                    )
                 row = parse_json(line.rstrip(), origin)
                 if not isinstance(row, dict):
                     raise DataError(f"{origin}: expected a JSON object, got {type(row).__name__}")

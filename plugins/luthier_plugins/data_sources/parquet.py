@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from luthier import ConfigError, DataError, FileSource, Register, Row, hookimpl, option
+from luthier import ConfigError, DataError, FileSource, Register, Row, hookimpl, option, without_nulls
 
 
 @dataclass(frozen=True)
@@ -17,6 +17,12 @@ class Parquet(FileSource):
     expects: ClassVar[str] = "a Parquet table with rows"
 
     batch_rows: int = option(1024, "Rows that are read at a time.")
+
+    def __post_init__(self) -> None:
+        """Refuse a batch without rows."""
+        super().__post_init__()
+        if self.batch_rows < 1:
+            raise ConfigError(f"batch_rows={self.batch_rows} must be at least 1")
 
     def parse(self, path: Path) -> Iterator[Row]:
         """Yield the rows, each with ``file[index]`` as its origin.
@@ -37,7 +43,9 @@ class Parquet(FileSource):
             with parquet.ParquetFile(path) as file:
                 for batch in file.iter_batches(batch_size=self.batch_rows):
                     for fields in batch.to_pylist():
-                        yield Row(fields, f"{path}[{index}]")
+                        yield Row(
+                            {name: without_nulls(cell) for name, cell in fields.items()}, f"{path}[{index}]"
+                        )
                         index += 1
         except pyarrow.ArrowException as error:
             said = str(error).splitlines()[0]

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from luthier import Register, Row, RowFilter, hookimpl, option
+from luthier import DataError, Register, Row, RowFilter, hookimpl, option, unknown
 
 CONTENT = ("messages", "prompt", "completion", "text", "chosen", "rejected", "label", "tools")
 """What objectives read: two rows with other ids are the same if these are."""
@@ -27,7 +27,15 @@ class ExactDuplicates(RowFilter):
     _seen: set[bytes] = field(default_factory=set, init=False, repr=False, compare=False)
 
     def keep(self, row: Row) -> Row | str:
-        """Return `row`, or the reason it is dropped for."""
+        """Return `row`, or the reason it is dropped for.
+
+        Raises:
+            DataError: A column that is to be compared is not there: without it all rows are the same.
+        """
+        if absent := [name for name in self.columns if name not in row.fields]:
+            raise DataError(
+                f"{row.origin}: exact_duplicates.columns: {unknown('column', absent[0], row.fields)}"
+            )
         names = self.columns or [name for name in CONTENT if name in row.fields] or sorted(row.fields)
         values = [self._normal(row.fields.get(name)) for name in names]
         text = json.dumps([list(names), values], sort_keys=True, default=str)
