@@ -93,8 +93,11 @@ def resumed_run(overrides: list[str]) -> str | None:
 def _resumed(run: str, overrides: list[str]) -> DictConfig:
     from luthier.resume import config_of
 
-    config = config_of(run, [one for one in overrides if not one.startswith("resume=")])
-    validate("train", config)
+    try:
+        config = config_of(run, [one for one in overrides if not one.startswith("resume=")])
+        validate("train", config)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise explain(error, known_keys("train"), broken_methods()) from error
     return config
 
 

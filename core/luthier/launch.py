@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +35,8 @@ def launch(verb: str, overrides: list[str]) -> int:
     """
     config.prepare()
     if _beside_hydra(overrides):
-        getattr(luthier, verb)(config.compose(verb, overrides))
+        with _told():
+            getattr(luthier, verb)(config.compose(verb, overrides))
         return 0
     # Hydra would print its own, longer account of an error and exit with status 1.
     os.environ["HYDRA_FULL_ERROR"] = "1"
@@ -41,11 +44,10 @@ def launch(verb: str, overrides: list[str]) -> int:
     entry = hydra.main(version_base=config.VERSION_BASE, config_path=config.CONFIG_PATH, config_name=verb)
     before, sys.argv = sys.argv, [f"luthier {verb}", *config.opened(overrides)]
     try:
-        entry(jobs)()
+        with _told():
+            entry(jobs)()
     except (HydraException, OmegaConfBaseException) as error:
         raise explain(error, config.known_keys(verb), config.broken_methods()) from error
-    except OSError as error:
-        raise LuthierError(f"{error.filename or 'a file'}: {error.strerror or error}") from error
     finally:
         sys.argv = before
     if jobs.error:
@@ -53,6 +55,15 @@ def launch(verb: str, overrides: list[str]) -> int:
     if len(jobs.folders) > 1:
         show_runs(jobs.told_apart())
     return 1 if jobs.failed else 0
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    """Tell of a file that cannot be read or written in one line."""
+    try:
+        yield
+    except OSError as error:
+        raise LuthierError(f"{error.filename or 'a file'}: {error.strerror or error}") from error
 
 
 def _beside_hydra(overrides: list[str]) -> bool:
