@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import logging
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -29,7 +31,10 @@ def evaluate(config: DictConfig) -> EvaluationReport:
     Raises:
         LuthierError: Something a person can mend; one line says what, where and how.
     """
-    processes = Processes.launched()
+    # Nothing trains, so nothing needs to be in parts.
+    processes = dataclasses.replace(Processes.launched(), sharded=False)
+    if not processes.main:
+        logging.getLogger("luthier").setLevel(logging.ERROR)
     with run_folder(config, processes) as run_dir:
         loaded = load_model(config.model, train_base=False)
         objective: Objective = configs.build("objective", config.objective)
