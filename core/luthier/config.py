@@ -176,6 +176,10 @@ def validate(verb: str, config: DictConfig) -> None:
             below = {inner.name for inner in dataclasses.fields(field.default_factory)}
             _refuse_unread(set(config[field.name]) - below, below, f"{field.name}.")
     _check_ranges(config)
+    # A folder that the clock names never holds a run to go on with.
+    plain: Any = OmegaConf.to_container(config)
+    if config.get("resume") == "auto" and "${now" in str(plain["run_dir"]):
+        raise ConfigError("resume=auto needs a folder that stays the same: set run_dir=FOLDER")
     chosen = {}
     for kind, where, child in selected(config):
         cls = catalogue().find(kind.name, str(child.name)).cls

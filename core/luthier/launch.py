@@ -92,10 +92,10 @@ class _Jobs:
     def __call__(self, composed: DictConfig) -> None:
         settings = HydraConfig.get()
         folder = Path(settings.runtime.output_dir)
-        composed.run_dir = str(folder)
         if settings.mode != RunMode.MULTIRUN:
-            self._here(composed)
+            self._here(composed, folder)
             return
+        composed.run_dir = str(folder)
         self.folders.append((list(settings.overrides.task), folder))
         if self._in_own_process(composed) != 0:
             self.failed.append(folder)
@@ -108,10 +108,11 @@ class _Jobs:
             for overrides, folder in self.folders
         ]
 
-    def _here(self, composed: DictConfig) -> None:
+    def _here(self, composed: DictConfig, folder: Path) -> None:
         """Run the only job in this process; Hydra would print its own lines about an error, so it is kept."""
         try:
             config.validate(self.verb, composed)
+            composed.run_dir = str(folder)
             getattr(luthier, self.verb)(composed)
         except LuthierError as error:
             self.error = error

@@ -77,10 +77,13 @@ def weights(result) -> bytes:
         ["adapter=lora", "adapter.init=pissa"],
         ["adapter=full"],
         ["adapter=full", "shuffle=false"],
+        ["adapter=lora", "model.dtype=bfloat16", "model.gradient_checkpointing=true"],
+        ["adapter=full", "model.dtype=bfloat16"],
     ],
-    ids=["lora", "pissa", "full", "in_order"],
+    ids=["lora", "pissa", "full", "in_order", "lora_bf16", "full_bf16"],
 )
 def test_a_crashed_run_goes_on_to_the_same_bits(folder, tmp_path, method):
+    # users.md rows 22 and 25: a run that cannot be resumed, or gives other results when it is.
     whole = train(compose("train", overrides(folder, tmp_path / "whole", *method)))
     # Step 10 is past the checkpoint of step 8, in the middle of the third epoch.
     crash(overrides(folder, tmp_path / "run", *method), 10)
@@ -169,6 +172,7 @@ def test_a_run_may_go_on_for_longer(folder, tmp_path, caplog):
     ("arguments", "told"),
     [
         (["resume=nowhere"], r"resume=nowhere: there is no run; expected a run folder with config.yaml"),
+        (["resume=auto", "run_dir=runs/${now:%Y}"], r"resume=auto needs a folder that stays the same"),
         (["checkpoint.keep=0"], r"checkpoint.keep=0 must be at least 1"),
         (["evaluation.patience=2"], r"evaluation.patience needs evaluations while training"),
     ],
