@@ -380,3 +380,16 @@ def test_two_runs_cannot_share_a_folder(folder, tmp_path):
         process.kill()
         process.communicate()
     assert train(compose("train", [f"resume={run}", "max_steps=2000"])).steps == 2000
+
+
+def test_a_file_that_cannot_be_written_is_one_line_when_resumed_too(folder, tmp_path):
+    arguments = overrides(folder, tmp_path / "run")
+    arguments[arguments.index("tracker=[]")] = "tracker=[metrics]"
+    crash(arguments, 5)
+    (tmp_path / "run/metrics.jsonl").unlink()
+    (tmp_path / "run/metrics.jsonl").mkdir()
+    said = subprocess.run(
+        [sys.executable, "-m", "luthier", "train", f"resume={tmp_path}/run"], capture_output=True, text=True
+    )
+    assert (said.returncode, said.stderr.count("\n")) == (2, 1), said.stderr
+    assert "run/metrics.jsonl: Is a directory" in said.stderr
