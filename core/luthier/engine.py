@@ -188,9 +188,7 @@ class Loop:
         step, plan = self.progress.step, self.plan
         last = step == plan.total_steps
         # The last weights are evaluated after training, but to be the best they must compete.
-        evaluating = bool(plan.evaluate_every) and (
-            plan.keep_best if last else step % plan.evaluate_every == 0
-        )
+        evaluating = bool(every := plan.evaluate_every) and (plan.keep_best if last else step % every == 0)
         if not (step % plan.log_every == 0 or step == 1 or last or evaluating):
             return False
         self._log()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -33,8 +32,6 @@ def evaluate(config: DictConfig) -> EvaluationReport:
     """
     # Nothing trains, so nothing needs to be in parts.
     processes = dataclasses.replace(Processes.launched(), sharded=False)
-    if not processes.main:
-        logging.getLogger("luthier").setLevel(logging.ERROR)
     with run_folder(config, processes) as run_dir:
         loaded = load_model(config.model, train_base=False)
         objective: Objective = configs.build("objective", config.objective)
