@@ -93,8 +93,11 @@ def resumed_run(overrides: list[str]) -> str | None:
 def _resumed(run: str, overrides: list[str]) -> DictConfig:
     from luthier.resume import config_of
 
-    config = config_of(run, [one for one in overrides if not one.startswith("resume=")])
-    validate("train", config)
+    try:
+        config = config_of(run, [one for one in overrides if not one.startswith("resume=")])
+        validate("train", config)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise explain(error, known_keys("train"), broken_methods()) from error
     return config
 
 
@@ -173,6 +176,10 @@ def validate(verb: str, config: DictConfig) -> None:
             below = {inner.name for inner in dataclasses.fields(field.default_factory)}
             _refuse_unread(set(config[field.name]) - below, below, f"{field.name}.")
     _check_ranges(config)
+    # A folder that the clock names never holds a run to go on with.
+    plain: Any = OmegaConf.to_container(config)
+    if config.get("resume") == "auto" and "${now" in str(plain["run_dir"]):
+        raise ConfigError("resume=auto needs a folder that stays the same: set run_dir=FOLDER")
     chosen = {}
     for kind, where, child in selected(config):
         cls = catalogue().find(kind.name, str(child.name)).cls

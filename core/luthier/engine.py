@@ -186,8 +186,10 @@ class Loop:
     def _reflect(self) -> bool:
         """Log and evaluate where it is due; return whether the evaluation was the best so far and is kept."""
         step, plan = self.progress.step, self.plan
-        evaluating = bool(plan.evaluate_every) and step % plan.evaluate_every == 0 and step < plan.total_steps
-        if not (step % plan.log_every == 0 or step in (1, plan.total_steps) or evaluating):
+        last = step == plan.total_steps
+        # The last weights are evaluated after training, but to be the best they must compete.
+        evaluating = bool(every := plan.evaluate_every) and (plan.keep_best if last else step % every == 0)
+        if not (step % plan.log_every == 0 or step == 1 or last or evaluating):
             return False
         self._log()
         best = evaluating and self._improved(self.observer.evaluate(step))

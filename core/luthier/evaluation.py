@@ -127,6 +127,8 @@ def _continue(policy: Policy, codec: Codec, prompts: list[list[int]], max_new_to
             top_p=None,
             top_k=None,
             pad_token_id=pad,
+            # Processes answer different numbers of prompts, and none needs another for it.
+            synced_gpus=False,
         )
     rows: list[list[int]] = out[:, width:].tolist()
     return rows

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +35,8 @@ def launch(verb: str, overrides: list[str]) -> int:
     """
     config.prepare()
     if _beside_hydra(overrides):
-        getattr(luthier, verb)(config.compose(verb, overrides))
+        with _told():
+            getattr(luthier, verb)(config.compose(verb, overrides))
         return 0
     # Hydra would print its own, longer account of an error and exit with status 1.
     os.environ["HYDRA_FULL_ERROR"] = "1"
@@ -41,11 +44,10 @@ def launch(verb: str, overrides: list[str]) -> int:
     entry = hydra.main(version_base=config.VERSION_BASE, config_path=config.CONFIG_PATH, config_name=verb)
     before, sys.argv = sys.argv, [f"luthier {verb}", *config.opened(overrides)]
     try:
-        entry(jobs)()
+        with _told():
+            entry(jobs)()
     except (HydraException, OmegaConfBaseException) as error:
         raise explain(error, config.known_keys(verb), config.broken_methods()) from error
-    except OSError as error:
-        raise LuthierError(f"{error.filename or 'a file'}: {error.strerror or error}") from error
     finally:
         sys.argv = before
     if jobs.error:
@@ -53,6 +55,15 @@ def launch(verb: str, overrides: list[str]) -> int:
     if len(jobs.folders) > 1:
         show_runs(jobs.told_apart())
     return 1 if jobs.failed else 0
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    """Tell of a file that cannot be read or written in one line."""
+    try:
+        yield
+    except OSError as error:
+        raise LuthierError(f"{error.filename or 'a file'}: {error.strerror or error}") from error
 
 
 def _beside_hydra(overrides: list[str]) -> bool:
@@ -81,10 +92,10 @@ class _Jobs:
     def __call__(self, composed: DictConfig) -> None:
         settings = HydraConfig.get()
         folder = Path(settings.runtime.output_dir)
-        composed.run_dir = str(folder)
         if settings.mode != RunMode.MULTIRUN:
-            self._here(composed)
+            self._here(composed, folder)
             return
+        composed.run_dir = str(folder)
         self.folders.append((list(settings.overrides.task), folder))
         if self._in_own_process(composed) != 0:
             self.failed.append(folder)
@@ -97,10 +108,11 @@ class _Jobs:
             for overrides, folder in self.folders
         ]
 
-    def _here(self, composed: DictConfig) -> None:
+    def _here(self, composed: DictConfig, folder: Path) -> None:
         """Run the only job in this process; Hydra would print its own lines about an error, so it is kept."""
         try:
             config.validate(self.verb, composed)
+            composed.run_dir = str(folder)
             getattr(luthier, self.verb)(composed)
         except LuthierError as error:
             self.error = error

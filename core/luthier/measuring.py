@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -29,7 +30,8 @@ def evaluate(config: DictConfig) -> EvaluationReport:
     Raises:
         LuthierError: Something a person can mend; one line says what, where and how.
     """
-    processes = Processes.launched()
+    # Nothing trains, so nothing needs to be in parts.
+    processes = dataclasses.replace(Processes.launched(), sharded=False)
     with run_folder(config, processes) as run_dir:
         loaded = load_model(config.model, train_base=False)
         objective: Objective = configs.build("objective", config.objective)

@@ -188,11 +188,14 @@ def _shard(root: _Root) -> None:
         if type(module).__name__ in blocks:
             fully_shard(module)
     fully_shard(root)
-    for module in root.modules():
-        if _is_sharded(module):
-            # Plain sums, which every backend has; the engine divides.
-            module.set_force_sum_reduction_for_comms(True)  # type: ignore[operator]
-            module.set_gradient_divide_factor(1.0)  # type: ignore[operator]
+    parts = [module for module in root.modules() if _is_sharded(module)]
+    for before, part in zip([parts[-1], *parts], parts, strict=False):
+        # What is fetched next is said here: torch would take it from the forward passes of the evaluations
+        # too, of which every process has its own number, so that they would wait for each other for ever.
+        part.set_modules_to_backward_prefetch([before])  # type: ignore[operator]
+        # Plain sums, which every backend has; the engine divides.
+        part.set_force_sum_reduction_for_comms(True)  # type: ignore[operator]
+        part.set_gradient_divide_factor(1.0)  # type: ignore[operator]
 
 
 def _is_sharded(module: nn.Module) -> Any:

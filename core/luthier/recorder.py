@@ -60,7 +60,10 @@ class Recorder:
             ConfigError: Config or data changed since.
             ModelError: It belongs to another model.
         """
-        resume.check_config(self.config, checkpoint)
+        changed = resume.check_config(self.config, checkpoint.config(), checkpoint.folder)
+        for key in resume.LONGER:
+            if key in changed:
+                log.warning("%s: the schedule follows the new length", changed[key])
         snapshot = checkpoint.load()
         resume.check_rows(self._rows(), snapshot.tensors["rows"]["train"], self._origin)
         resume.check_lock(resume.lock_of(self.config), checkpoint.lock())

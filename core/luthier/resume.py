@@ -10,12 +10,14 @@ from typing import Any
 import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError  # type: ignore[import-untyped]
 
 from luthier.catalogue import catalogue
-from luthier.checkpoint import Checkpoint
 from luthier.config import selected
 from luthier.errors import ConfigError
-from luthier.report import versions
+from luthier.report import TrainResult, result_of, versions
+from luthier.run_folder import finished
 from luthier.settings import VERBS
 
 log = logging.getLogger("luthier")
@@ -38,10 +40,7 @@ def config_of(run: str, overrides: Sequence[str]) -> DictConfig:
         raise ConfigError(
             f"resume={run}: there is no run; expected a run folder with config.yaml and checkpoints/"
         )
-    schema = OmegaConf.structured(VERBS["train"])
-    OmegaConf.set_struct(schema, False)
-    config = OmegaConf.merge(schema, OmegaConf.load(file))
-    assert isinstance(config, DictConfig)
+    config = _of_training(file)
     for override in OverridesParser.create().parse_overrides(list(overrides)):
         key = override.key_or_group
         if not _may_change(key):
@@ -54,28 +53,58 @@ def config_of(run: str, overrides: Sequence[str]) -> DictConfig:
     return config
 
 
-def check_config(config: DictConfig, checkpoint: Checkpoint) -> None:
-    """Compare `config` with the one that made `checkpoint`.
+def _of_training(file: Path) -> DictConfig:
+    """Return the config of a training run that `file` holds."""
+    schema = OmegaConf.structured(VERBS["train"])
+    OmegaConf.set_struct(schema, False)
+    try:
+        config = OmegaConf.merge(schema, OmegaConf.load(file))
+    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ConfigError(
+            f"{file} cannot be read as a run's config: {reason}; each of its checkpoints holds a copy"
+        ) from error
+    assert isinstance(config, DictConfig)
+    if missing := [str(key) for key in config if OmegaConf.is_missing(config, str(key))]:
+        raise ConfigError(f"{file} is not that of a training run: {', '.join(missing)} missing")
+    return config
+
+
+def completed(config: DictConfig, run_dir: Path) -> TrainResult | None:
+    """Return the result that `run_dir` holds if it is all that `config` asks for.
+
+    Raises:
+        ConfigError: It is that of another run.
+    """
+    summary = finished(run_dir) if config.resume else None
+    if summary is None:
+        return None
+    _of_training(run_dir / "config.yaml")
+    changed = check_config(config, (run_dir / "config.yaml").read_text(encoding="utf-8"), run_dir)
+    return None if changed.keys() & {*LONGER, "evaluation.patience"} else result_of(summary)
+
+
+def check_config(config: DictConfig, before: str, made: Path) -> dict[str, str]:
+    """Compare `config` with the YAML `before`, which `made` was made with; return what differs by key.
 
     Raises:
         ConfigError: They would not train the same; every difference is shown, up to a few.
     """
-    old = dict(_leaves(OmegaConf.to_container(OmegaConf.create(checkpoint.config()))))
+    old = dict(_leaves(OmegaConf.to_container(OmegaConf.create(before))))
     new = dict(_leaves(OmegaConf.to_container(config, resolve=True)))
-    changes = [
-        f"{key}: {old.get(key, 'absent')} → {new.get(key, 'absent')}"
+    differing = {
+        key: f"{key}: {old.get(key, 'absent')} → {new.get(key, 'absent')}"
         for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key) and not _may_change(key)
-    ]
+        if old.get(key) != new.get(key)
+    }
+    changes = [change for key, change in differing.items() if not _may_change(key)]
     if changes:
         more = f" and {len(changes) - SHOWN} more" if len(changes) > SHOWN else ""
         raise ConfigError(
-            f"the config changed since {checkpoint.folder}: {'; '.join(changes[:SHOWN])}{more}. "
+            f"the config changed since {made}: {'; '.join(changes[:SHOWN])}{more}. "
             "Take the change back, or start a new run in another run_dir"
         )
-    for key in LONGER:
-        if old.get(key) != new.get(key):
-            log.warning("%s: %s → %s: the schedule follows the new length", key, old.get(key), new.get(key))
+    return differing
 
 
 def check_rows(now: torch.Tensor, then: torch.Tensor, origin_of: Callable[[int], str]) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from luthier.catalogue import catalogue
 from luthier.errors import ConfigError
 from luthier.parallel import Processes
 
+SUMMARY = "summary.json"
 MEASURED = ("metrics.jsonl", "evaluations.jsonl", "checkpoints")
 """What only a run that trained or measured something leaves."""
 
@@ -40,16 +43,21 @@ def run_folder(config: DictConfig, processes: Processes) -> Iterator[Path]:
     """
     config.run_dir = processes.same(config.run_dir)
     run_dir = Path(config.run_dir)
-    resuming = bool(config.get("resume"))
-    held = [name for name in ("config.yaml", "model") if (run_dir / name).exists()]
-    if processes.same(not config.run_dir or (bool(held) and not resuming)):
+    with _alone(run_dir) if processes.main and config.run_dir else contextlib.nullcontext():
+        yield from _opened(config, run_dir, processes)
+
+
+def _opened(config: DictConfig, run_dir: Path, processes: Processes) -> Iterator[Path]:
+    resuming = bool(config.get("resume")) and (run_dir / "config.yaml").exists()
+    held = any((run_dir / name).exists() for name in ("config.yaml", "model"))
+    if processes.same(not config.run_dir or (held and not resuming)):
         raise ConfigError(
             f"run_dir={config.run_dir} holds a run or a model already; choose another folder, or continue "
             f"that run with resume={config.run_dir}"
         )
     trackers = []
     if processes.main:
-        if not (resuming and held):  # a resumed run's is written once it is known to be the same run
+        if not resuming:  # a resumed run's is written once it is known to be the same run
             write_config(config, run_dir)
         trackers = [configs.build("tracker", node) for node in (config.get("trackers") or {}).values()]
     registry = catalogue().hooks
@@ -69,10 +77,32 @@ def run_folder(config: DictConfig, processes: Processes) -> Iterator[Path]:
             registry.unregister(tracker)
 
 
+@contextlib.contextmanager
+def _alone(run_dir: Path) -> Iterator[None]:
+    """Hold the folder for the block: two runs in one would replace each other's checkpoints."""
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(run_dir, os.O_RDONLY)
+    except OSError as error:
+        raise ConfigError(f"run_dir={run_dir} cannot be written: {error.strerror}") from error
+    try:
+        # Some network file systems have no locks; what they hold is not protected.
+        with contextlib.suppress(OSError):
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise ConfigError(
+                    f"run_dir={run_dir} is in use by a run that has not ended; wait for it, or choose another"
+                ) from error
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def finished(run_dir: Path) -> dict[str, Any] | None:
     """Return the summary of a run that ended, or None."""
     try:
-        summary: dict[str, Any] = json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
+        summary: dict[str, Any] = json.loads((run_dir / SUMMARY).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return summary
@@ -85,8 +115,9 @@ def write_config(config: DictConfig, run_dir: Path) -> None:
         ConfigError: The folder cannot be written.
     """
     try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(config, run_dir / "config.yaml", resolve=True)
+        draft = run_dir / "config.yaml.part"  # a kill must not leave half a config
+        OmegaConf.save(config, draft, resolve=True)
+        draft.replace(run_dir / "config.yaml")
     except OSError as error:
         raise ConfigError(f"run_dir={config.run_dir} cannot be written: {error.strerror}") from error
 

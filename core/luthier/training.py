@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from luthier import config as configs
-from luthier import signals
+from luthier import resume, signals
 from luthier.adapter import Adapter
 from luthier.checkpoint import Checkpoint, Checkpoints
 from luthier.data import Encoded, Sampler
@@ -31,12 +31,11 @@ from luthier.report import (
     TrainResult,
     as_json,
     peak_memory_mb,
-    result_of,
     versions,
     write_json,
 )
 from luthier.run_data import training_rows
-from luthier.run_folder import finished, hooks, run_folder, write_config
+from luthier.run_folder import SUMMARY, hooks, run_folder, write_config
 from luthier.schedule import schedule
 from luthier.state import TrainingState, seed_everything
 
@@ -58,6 +57,9 @@ def train(config: DictConfig) -> TrainResult:
     if not processes.main:
         log.setLevel(logging.ERROR)
     with run_folder(config, processes) as run_dir:
+        if done := resume.completed(config, run_dir):
+            log.warning("%s is complete: all %d steps are done", run_dir, done.steps)
+            return done
         return _Training.prepare(config, run_dir, processes).go()
 
 
@@ -101,15 +103,14 @@ class _Training:
         hook = hooks(self.processes)
         total_steps, sampler = self._steps()
         recorder = self._recorder(total_steps)
-        held_out = self.evaluator.held_out if self.evaluator else None
-        hook.after_header(lines=header(self.config, self.loaded, self.data, held_out, total_steps))
-        checkpoint = self._checkpoint(recorder.checkpoints)
-        if checkpoint and checkpoint.step >= total_steps and (summary := finished(self.run_dir)):
-            log.warning("%s is complete: all %d steps are done", self.run_dir, total_steps)
-            return result_of(summary)
+        checkpoint = self._checkpoint(recorder.checkpoints, total_steps)
         progress = recorder.resume(checkpoint) if checkpoint else Progress()
         if self.processes.main:
+            (self.run_dir / SUMMARY).unlink(missing_ok=True)  # of the run before it went on for longer
             write_config(self.config, self.run_dir)
+        held_out = self.evaluator.held_out if self.evaluator else None
+        # Once it is known to be the same run: a tracker may open its own now.
+        hook.after_header(lines=header(self.config, self.loaded, self.data, held_out, total_steps))
         if checkpoint is None:
             recorder.before = recorder.evaluated(0, answer=True)
         hook.before_train(
@@ -124,10 +125,10 @@ class _Training:
         restored = self._restore_best(recorder, progress)
         # Saved first: whatever the evaluation meets, the training is not lost.
         self._save()
-        after = recorder.evaluated(progress.step, answer=True)
+        after = recorder.evaluated(restored or progress.step, answer=True)
         result = self._result(progress, recorder.before, after, peak, restored)
         if self.processes.main:
-            write_json(self.run_dir / "summary.json", as_json(result))
+            write_json(self.run_dir / SUMMARY, as_json(result))
         hooks(self.processes).after_train(result=result)
         return result
 
@@ -156,16 +157,25 @@ class _Training:
             self.config, self.run_dir, self.data, self.evaluator, state, self.processes, total_steps
         )
 
-    def _checkpoint(self, checkpoints: Checkpoints) -> Checkpoint | None:
+    def _checkpoint(self, checkpoints: Checkpoints, total_steps: int) -> Checkpoint | None:
         """Return what to go on from; every process takes the main one's choice."""
         if not self.config.resume:
             return None
         found = checkpoints.newest() if self.processes.main else None
-        step = self.processes.same(found.step if found else None)
+        step, lost = self.processes.same((found.step if found else None, bool(checkpoints.steps())))
+        if step is None and (lost or (self.run_dir / SUMMARY).exists()):
+            raise ConfigError(
+                f"{self.run_dir} holds no whole checkpoint to go on from; start a new run in another run_dir"
+            )
         if step is None:
-            if self.config.resume != "auto" or checkpoints.steps():
-                log.warning("%s holds no whole checkpoint: the run starts anew", self.run_dir)
+            if self.config.resume != "auto":
+                log.warning("%s holds no checkpoint: the run starts anew", self.run_dir)
             return None
+        if step > total_steps:
+            raise ConfigError(
+                f"{self.run_dir} has {step} steps behind it; max_steps or epochs ask for {total_steps}, "
+                "expected at least as many"
+            )
         return Checkpoint(checkpoints.folder(step), step)
 
     def _steps(self) -> tuple[int, Sampler]:

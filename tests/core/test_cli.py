@@ -34,6 +34,7 @@ TINY = ["model.path=base", "data=jsonl", "data.path=rows.jsonl", "batch_size=8",
 
 
 def test_a_multirun_leaves_a_folder_and_a_row_of_the_table_for_every_combination(folder):
+    # users.md row 40: jobs that share a process or a folder.
     done = luthier(
         folder, "train", "-m", *TINY, "max_steps=2", "adapter=lora,full", "optimiser.lr=1e-4,3e-4",
         "hydra.sweep.dir=sweep",

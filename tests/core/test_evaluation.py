@@ -1,6 +1,7 @@
 """Held-out numbers: perplexity of a token, answers in their order, partial credit is not right."""
 
 import math
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -62,6 +63,21 @@ def test_the_loss_is_per_token_and_the_perplexity_its_exponential(parts):
 def test_the_loss_does_not_depend_on_packing(parts):
     one, all_ = (evaluator(parts, Scored(), pack_tokens=n).report(0, answer=False).loss for n in (1, 4096))
     assert one == pytest.approx(all_, rel=1e-5)
+
+
+def test_nothing_of_a_pack_outlives_it(parts, monkeypatch):
+    # users.md row 38: an evaluation that keeps every logit until its end runs out of memory.
+    kept, own = [], Policy.logprobs
+
+    def watched(policy, pack):
+        assert not [True for values in kept if values() is not None]
+        found = own(policy, pack)
+        kept.append(weakref.ref(found.values))
+        return found
+
+    monkeypatch.setattr(Policy, "logprobs", watched)
+    evaluator(parts, Scored(), pack_tokens=1).report(0, answer=False)
+    assert len(kept) == len(PROMPTS)
 
 
 def test_answers_come_in_the_order_of_the_prompts_whatever_the_batch(parts):

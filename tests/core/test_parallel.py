@@ -57,7 +57,9 @@ def options(folder, *more):
 
 def launched(way, *arguments, fails=False):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*LAUNCH[way], *arguments], capture_output=True, text=True, env=environment)
+    done = subprocess.run(
+        [*LAUNCH[way], *arguments], capture_output=True, text=True, env=environment, timeout=120
+    )
     assert (done.returncode != 0) == fails, done.stderr
     return done
 
@@ -177,3 +179,34 @@ def test_gradients_travel_in_buckets_of_one_dtype(monkeypatch):
     tensors = [torch.zeros(size) for size in sizes] + [torch.zeros(2, dtype=torch.bfloat16)]
     found = [[len(tensor) for tensor in bucket] for bucket in _buckets(tensors)]
     assert found == [[4, 4], [4], [30], [2], [2]]
+
+
+@pytest.mark.parametrize("way", ["ddp", "fsdp2"])
+def test_fewer_rows_than_processes_hang_nothing(folder, tmp_path, way):
+    # One process answers a prompt, the other none: generation must wait for nobody.
+    lines = (folder / "rows.jsonl").read_text().splitlines()
+    (tmp_path / "one.jsonl").write_text(lines[0] + "\n")
+    (tmp_path / "other.jsonl").write_text(lines[1] + "\n")
+    more = ["batch_size=1", "max_steps=3", "data@eval_data=jsonl", f"eval_data.path={tmp_path}/other.jsonl",
+            "evaluation.every=1", "evaluation.restore_best=true", "model.gradient_checkpointing=true",
+            "adapter.targets=[q_proj]", "adapter.dropout=0", f"data.path={tmp_path}/one.jsonl"]  # fmt: skip
+    two = trained(way, folder, tmp_path / "two", *options(folder, *more))
+    one = trained("one", folder, tmp_path / "one", *options(folder, *more))
+    assert (two["steps"], two["after"]["scored"]) == (3, 1)
+    assert math.isclose(two["after"]["loss"], one["after"]["loss"], rel_tol=1e-4)
+    found, expected = (
+        load_file(tmp_path / run / "model/adapter_model.safetensors") for run in ("two", "one")
+    )
+    for name, tensor in found.items():
+        assert (tensor - expected[name]).norm() <= 1e-4 * expected[name].norm(), name
+
+
+def test_processes_that_would_shard_evaluate(folder, tmp_path):
+    arguments = [f"model.path={folder}/base", "data=jsonl", f"data.path={folder}/held.jsonl",
+                 "model.dtype=float32", "evaluation.max_new_tokens=4"]  # fmt: skip
+    for way in ("one", "fsdp2"):
+        module = "-m" if way == "one" else "--module"
+        launched(way, module, "luthier", "evaluate", *arguments, f"run_dir={tmp_path}/{way}")
+    one, two = (json.loads((tmp_path / way / "summary.json").read_text()) for way in ("one", "fsdp2"))
+    assert math.isclose(two["loss"], one["loss"], rel_tol=1e-5)
+    assert two["samples"] == one["samples"]

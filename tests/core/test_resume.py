@@ -16,6 +16,7 @@ import pytest
 from helpers import tiny_llama, tiny_tokenizer
 from luthier import ConfigError, compose, hookimpl, resume, train
 from luthier.catalogue import catalogue
+from luthier.run_folder import write_config
 
 
 @pytest.fixture(scope="module")
@@ -76,10 +77,13 @@ def weights(result) -> bytes:
         ["adapter=lora", "adapter.init=pissa"],
         ["adapter=full"],
         ["adapter=full", "shuffle=false"],
+        ["adapter=lora", "model.dtype=bfloat16", "model.gradient_checkpointing=true"],
+        ["adapter=full", "model.dtype=bfloat16"],
     ],
-    ids=["lora", "pissa", "full", "in_order"],
+    ids=["lora", "pissa", "full", "in_order", "lora_bf16", "full_bf16"],
 )
 def test_a_crashed_run_goes_on_to_the_same_bits(folder, tmp_path, method):
+    # users.md rows 22 and 25: a run that cannot be resumed, or gives other results when it is.
     whole = train(compose("train", overrides(folder, tmp_path / "whole", *method)))
     # Step 10 is past the checkpoint of step 8, in the middle of the third epoch.
     crash(overrides(folder, tmp_path / "run", *method), 10)
@@ -168,6 +172,7 @@ def test_a_run_may_go_on_for_longer(folder, tmp_path, caplog):
     ("arguments", "told"),
     [
         (["resume=nowhere"], r"resume=nowhere: there is no run; expected a run folder with config.yaml"),
+        (["resume=auto", "run_dir=runs/${now:%Y}"], r"resume=auto needs a folder that stays the same"),
         (["checkpoint.keep=0"], r"checkpoint.keep=0 must be at least 1"),
         (["evaluation.patience=2"], r"evaluation.patience needs evaluations while training"),
     ],
@@ -242,3 +247,149 @@ def test_a_multirun_cannot_resume_one_run(folder, tmp_path):
     )
     assert said.returncode == 2
     assert "-m starts new runs one after the other and cannot be combined with resume=FOLDER" in said.stderr
+
+
+def held_out(folder, *more):
+    return ["data@eval_data=jsonl", f"eval_data.path={folder}/held.jsonl", "evaluation.generate=false", *more]
+
+
+def test_the_last_weights_may_be_the_best(folder, tmp_path):
+    # The loss falls to the end, so restoring an earlier evaluation would throw the last steps away.
+    more = held_out(folder, "evaluation.every=5", "evaluation.restore_best=true", "tracker=[metrics]")
+    arguments = overrides(folder, tmp_path / "run", *more)
+    arguments.remove("tracker=[]")
+    result = train(compose("train", arguments))
+    lines = [json.loads(line) for line in (tmp_path / "run/evaluations.jsonl").read_text().splitlines()]
+    told = {line["step"]: line["loss"] for line in lines}
+    assert told[12] < min(told[5], told[10])
+    assert result.restored_step is None
+    assert (result.after.step, result.after.loss) == (12, told[12])
+    plain = train(compose("train", overrides(folder, tmp_path / "plain", *held_out(folder))))
+    assert weights(result) == weights(plain)
+
+
+def test_a_run_that_patience_ended_is_complete(folder, tmp_path, caplog):
+    more = held_out(folder, "evaluation.every=1", "evaluation.patience=3", "optimiser.lr=0.3", "resume=auto")
+    arguments = overrides(folder, tmp_path / "run", *more, "max_steps=40", "schedule.name=constant")
+    first = train(compose("train", arguments))
+    made = (first.model_dir / "adapter_model.safetensors").stat().st_mtime_ns
+    with caplog.at_level(logging.WARNING, "luthier"):
+        again = train(compose("train", arguments))
+    assert f"is complete: all {first.steps} steps are done" in caplog.text
+    assert again == first
+    assert (first.model_dir / "adapter_model.safetensors").stat().st_mtime_ns == made
+    # More patience is more training.
+    assert train(compose("train", [*arguments, "evaluation.patience=5"])).steps > first.steps
+
+
+def test_a_result_without_checkpoints_is_never_trained_over(folder, tmp_path, caplog):
+    arguments = overrides(folder, tmp_path / "run", "resume=auto", "checkpoint.every=0")
+    first = train(compose("train", arguments))
+    kept = weights(first)
+    with caplog.at_level(logging.WARNING, "luthier"):
+        assert train(compose("train", arguments)) == first
+    assert "is complete" in caplog.text
+    with pytest.raises(ConfigError, match=r"config changed since .*run: seed: 0 → 5"):
+        train(compose("train", [*arguments, "seed=5"]))
+    with pytest.raises(ConfigError, match=r"run holds no whole checkpoint to go on from"):
+        train(compose("train", [*arguments, "max_steps=20"]))
+    assert weights(first) == kept
+
+
+def test_no_whole_checkpoint_is_no_reason_to_start_anew(folder, tmp_path):
+    # users.md row 25: a resume flag that starts from nothing.
+    run = tmp_path / "run"
+    crash(overrides(folder, run), 10)
+    for file in run.glob("checkpoints/*/weights.safetensors"):
+        file.write_bytes(b"")
+    with pytest.raises(ConfigError, match=r"run holds no whole checkpoint to go on from"):
+        train(compose("train", [f"resume={run}"]))
+    assert len(list(run.glob("checkpoints/step-*"))) == 2
+
+
+@pytest.mark.parametrize("at", ["checkpoint.every=100", "checkpoint.every=4"])
+def test_no_step_is_told_twice(folder, tmp_path, at):
+    arguments = overrides(folder, tmp_path / "run", "resume=auto", at, "log_every=1", *held_out(folder))
+    arguments[arguments.index("tracker=[]")] = "tracker=[metrics]"
+    crash(arguments, 5)
+    train(compose("train", arguments))
+
+    def steps(name):
+        return [json.loads(line)["step"] for line in (tmp_path / "run" / name).read_text().splitlines()]
+
+    assert steps("metrics.jsonl") == list(range(1, 13))
+    assert steps("evaluations.jsonl") == [0, 12]
+
+
+def test_fewer_steps_than_are_done_are_refused(folder, tmp_path):
+    crash(overrides(folder, tmp_path / "run"), 10)
+    with pytest.raises(ConfigError, match=r"run has 8 steps behind it; max_steps or epochs ask for 6"):
+        train(compose("train", [f"resume={tmp_path}/run", "max_steps=6"]))
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (b"base_model: llama\n", r"config.yaml is not that of a training run: adapter, .* missing"),
+        (
+            b"a: [b\n",
+            r"config.yaml cannot be read as a run's config: .*; each of its checkpoints holds a copy",
+        ),
+        (b"\xff\xfe\x00", r"config.yaml cannot be read as a run's config"),
+        (b"", r"config.yaml is not that of a training run: adapter, .* missing"),
+        (b"just text", r"config.yaml is not that of a training run"),
+        (b"batch_size: many\n", r"config.yaml cannot be read as a run's config: .*many"),
+    ],
+)
+def test_another_folder_is_told_in_one_line(tmp_path, text, told):
+    (tmp_path / "config.yaml").write_bytes(text)
+    with pytest.raises(ConfigError, match=told):
+        train(compose("train", [f"resume={tmp_path}"]))
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("checkpoint.evry=3", r"checkpoint.evry"),
+        ("checkpoint.every=abc", r"checkpoint.every"),
+        ("checkpoint=3", r"checkpoint"),
+        ("evaluation=null", r"evaluation"),
+        ("~trackers", r"trackers"),
+        ("max_steps=1.5", r"max_steps"),
+        ("plugins.required=3", r"plugins.required"),
+        ("checkpoint.every=1,2", r"checkpoint.every"),
+        ("x", r"'x' is no override"),
+    ],
+)
+def test_a_wrong_option_of_a_resumed_run_is_named(folder, tmp_path, override, told):
+    (tmp_path / "run").mkdir()
+    config = compose("train", overrides(folder, tmp_path / "run"))
+    write_config(config, tmp_path / "run")
+    with pytest.raises(ConfigError, match=told):
+        compose("train", [f"resume={tmp_path}/run", override])
+
+
+def test_two_runs_cannot_share_a_folder(folder, tmp_path):
+    run = tmp_path / "run"
+    process = started(command(folder, run, "max_steps=100000"), run)
+    try:
+        for arguments in ([f"resume={run}"], overrides(folder, run, "resume=auto", "max_steps=100000")):
+            with pytest.raises(ConfigError, match=r"run is in use by a run that has not ended"):
+                train(compose("train", arguments))
+    finally:
+        process.kill()
+        process.communicate()
+    assert train(compose("train", [f"resume={run}", "max_steps=2000"])).steps == 2000
+
+
+def test_a_file_that_cannot_be_written_is_one_line_when_resumed_too(folder, tmp_path):
+    arguments = overrides(folder, tmp_path / "run")
+    arguments[arguments.index("tracker=[]")] = "tracker=[metrics]"
+    crash(arguments, 5)
+    (tmp_path / "run/metrics.jsonl").unlink()
+    (tmp_path / "run/metrics.jsonl").mkdir()
+    said = subprocess.run(
+        [sys.executable, "-m", "luthier", "train", f"resume={tmp_path}/run"], capture_output=True, text=True
+    )
+    assert (said.returncode, said.stderr.count("\n")) == (2, 1), said.stderr
+    assert "run/metrics.jsonl: Is a directory" in said.stderr

@@ -36,10 +36,9 @@ class MetricsFile(Tracker):
 
     @hookimpl
     def before_train(self, start_step: int) -> None:
-        """Drop what a killed run wrote after the checkpoint that is resumed."""
-        if start_step:
-            for name in (STEPS, EVALUATIONS):
-                _keep(self._place.folder / name, start_step)
+        """Drop what a killed run wrote after the checkpoint that is resumed, or all if there was none."""
+        for name in (STEPS, EVALUATIONS):
+            _keep(self._place.folder / name, start_step)
 
     @hookimpl
     def after_step(self, report: StepReport) -> None:
@@ -63,12 +62,13 @@ def _append(path: Path, record: dict[str, Any]) -> None:
 
 
 def _keep(path: Path, last_step: int) -> None:
-    """Keep the whole lines up to `last_step`; the file is replaced at once or not at all."""
+    """Keep the whole lines up to `last_step`, one a step; the file is replaced at once or not at all."""
     if not path.exists():
         return
-    lines = path.read_bytes().splitlines(keepends=True)
+    # A run that starts anew was evaluated again before its first step: the newest line of a step counts.
+    lines = {_step(line): line for line in path.read_bytes().splitlines(keepends=True)}
     draft = path.with_name(path.name + ".part")
-    draft.write_bytes(b"".join(line for line in lines if _step(line) <= last_step))
+    draft.write_bytes(b"".join(line for step, line in lines.items() if step <= last_step))
     draft.replace(path)
 
 
