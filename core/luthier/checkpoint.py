@@ -122,7 +122,10 @@ class Checkpoints:
             LuthierError: It is missing or damaged.
         """
         if fault := fault_of(self.folder(step)):
-            raise LuthierError(f"{self.folder(step)}: the checkpoint is damaged: {fault}")
+            raise LuthierError(
+                f"{self.folder(step)}: the best checkpoint is damaged: {fault}; resume with "
+                "evaluation.restore_best=false to keep the last weights"
+            )
         return Checkpoint(self.folder(step), step)
 
     def _prune(self, written: int, best: int | None) -> None:

@@ -8,6 +8,7 @@ or a hook on a child.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 from collections.abc import Callable, Iterator
@@ -24,6 +25,8 @@ TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5, torch.float16: 5e-3, torc
 """How far a fused part may stray, relative to the largest value."""
 ROWS = 40
 """Rows of the check: enough that `luthier.products` takes the path it takes in training."""
+MARK = "_luthier_fused"
+"""Attribute of a module whose forward is ours; a copy of the module has it too."""
 
 
 Candidate = tuple[Callable[[Tensor], Tensor], int]
@@ -46,7 +49,20 @@ def fuse(model: nn.Module) -> dict[str, str]:
         if rotated is not None and "forward" not in vars(module):
             module.forward = rotated
             fused[name] = "rotary"
+        if name in fused:
+            vars(module)[MARK] = True
     return fused
+
+
+@contextlib.contextmanager
+def unfused(model: nn.Module) -> Iterator[None]:
+    """Run every module as transformers wrote it, for the block: to the bits of a model just loaded."""
+    ours = {module: vars(module).pop("forward") for module in model.modules() if MARK in vars(module)}
+    try:
+        yield
+    finally:
+        for module, forward in ours.items():
+            module.forward = forward
 
 
 def _mlp(module: nn.Module) -> Iterator[Candidate]:

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from luthier.errors import ModelError
 from luthier.folder import written_whole
+from luthier.fused import unfused
 from luthier.pretrained import from_pretrained, quiet
 from luthier.tokenizer import verify_tokenizer
 
@@ -95,7 +96,7 @@ def _logits(model: PreTrainedModel, weights: dict[str, torch.Tensor], attention:
     if attention is not None:
         model.set_attn_implementation(attention)
     try:
-        with torch.autocast(model.device.type, enabled=False):
+        with torch.autocast(model.device.type, enabled=False), unfused(model):
             output = torch.func.functional_call(model, weights, (ids,), {"use_cache": False})
     finally:
         model.train(training)

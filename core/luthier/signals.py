@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ from types import FrameType
 
 from luthier.errors import LuthierError
 
+log = logging.getLogger("luthier")
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -40,6 +42,7 @@ def caught() -> Iterator[Callable[[], int]]:
         if came:
             raise KeyboardInterrupt
         came = number
+        log.warning("the run stops after this step and saves a checkpoint; once more stops it at once")
 
     if threading.current_thread() is not threading.main_thread():
         yield lambda: 0  # only the main thread can catch signals

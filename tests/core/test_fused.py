@@ -9,7 +9,7 @@ import transformers as tf
 import luthier.products as products
 from helpers import tiny_gpt2, tiny_llama
 from luthier import compose
-from luthier.fused import fuse
+from luthier.fused import fuse, unfused
 from luthier_plugins.adapters.lora import LoRA
 
 SIZES = {
@@ -206,6 +206,17 @@ def test_copies_and_saved_weights_do_not_know_of_it(tmp_path):
         again = tf.AutoModelForCausalLM.from_pretrained(tmp_path)
         assert_same([again(IDS, use_cache=False).logits], [expected], 1e-6)
     assert model.state_dict().keys() == names
+
+
+def test_unfused_runs_the_modules_as_they_were():
+    model = tiny_llama().bfloat16().requires_grad_(False)
+    expected = model(IDS, use_cache=False).logits
+    assert fuse(model)
+    for one in (model, copy.deepcopy(model)):
+        assert not torch.equal(one(IDS, use_cache=False).logits, expected)
+        with unfused(one):
+            assert torch.equal(one(IDS, use_cache=False).logits, expected)
+        assert not torch.equal(one(IDS, use_cache=False).logits, expected)
 
 
 def test_generation_is_the_same():

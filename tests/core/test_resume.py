@@ -222,7 +222,9 @@ def test_a_signal_saves_and_says_how_to_go_on(folder, tmp_path, number, name):
     _, said = process.communicate(timeout=60)
     assert process.returncode == 128 + number
     told = re.fullmatch(
-        rf"luthier: stopped by {name} after step (\d+); a checkpoint is saved, .*resume=(.*)\n", said
+        r"the run stops after this step and saves a checkpoint; .*\n"
+        rf"luthier: stopped by {name} after step (\d+); a checkpoint is saved, .*resume=(.*)\n",
+        said,
     )
     assert told, said
     assert (run / "checkpoints" / f"step-{int(told[1]):08d}").is_dir()
