@@ -1,6 +1,7 @@
 """The header of a run: what will happen, in a few lines, before the first step."""
 
 import math
+from pathlib import Path
 
 from omegaconf import DictConfig
 from torch import nn
@@ -20,7 +21,8 @@ def model_line(loaded: LoadedModel) -> str:
     trained, total = parameter_counts(loaded.model)
     share = f", {trained:,} trained ({100 * trained / total:.2f} %)" if 0 < trained < total else ""
     dtype = str(loaded.dtype).removeprefix("torch.")
-    return f"model     {loaded.name} · {total:,} parameters{share} · {dtype} on {loaded.device}"
+    name = Path(loaded.name).name if Path(loaded.name).is_absolute() else loaded.name
+    return f"model     {name} · {total:,} parameters{share} · {dtype} on {loaded.device}"
 
 
 def header(
