@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from luthier import schema
 from luthier.catalogue import Catalogue, catalogue, require
 from luthier.errors import ConfigError, PluginError, nearest, unknown
-from luthier.explain import explain
+from luthier.explain import check_overrides, explain
 from luthier.kinds import KINDS, Kind
 from luthier.method import options_of
 from luthier.overflow import OVERFLOW
@@ -80,7 +80,7 @@ def compose(verb: str, overrides: list[str] | None = None) -> DictConfig:
             config = hydra.compose(verb, overrides=opened(overrides or []))
             validate(verb, config)
         except (HydraException, OmegaConfBaseException) as error:
-            raise explain(error, known_keys(verb), broken_methods()) from error
+            raise explain(error, known_keys(verb)) from error
     return config
 
 
@@ -97,12 +97,17 @@ def _resumed(run: str, overrides: list[str]) -> DictConfig:
         config = config_of(run, [one for one in overrides if not one.startswith("resume=")])
         validate("train", config)
     except (HydraException, OmegaConfBaseException) as error:
-        raise explain(error, known_keys("train"), broken_methods()) from error
+        raise explain(error, known_keys("train")) from error
     return config
 
 
 def opened(overrides: list[str]) -> list[str]:
-    """Let overrides put new keys into options that are mappings, which Hydra wants marked by ``++``."""
+    """Let overrides put new keys into options that are mappings, which Hydra wants marked by ``++``.
+
+    Raises:
+        ConfigError: An override has not the form of one.
+    """
+    check_overrides(overrides)
     tables = [
         f"{package}.{key}"
         for one in catalogue().all()
@@ -144,7 +149,7 @@ def build_method(kind: str, values: Mapping[str, Any]) -> Any:
     try:
         merged = OmegaConf.merge(OmegaConf.structured(schema.node(values["name"], cls)), dict(values))
     except OmegaConfBaseException as error:
-        raise explain(error, list(options_of(cls)), broken_methods()) from error
+        raise explain(error, list(options_of(cls))) from error
     assert isinstance(merged, DictConfig)
     return schema.build(cls, merged)
 
@@ -248,11 +253,6 @@ def _dotted(tree: dict[Any, Any], prefix: str = "") -> Iterator[str]:
         yield f"{prefix}{key}"
         if isinstance(value, dict):
             yield from _dotted(value, f"{prefix}{key}.")
-
-
-def broken_methods() -> dict[str, str]:
-    """Return the reason for every entry point that did not load, by its name."""
-    return catalogue().broken
 
 
 __all__ = ["PluginError", "build", "build_method", "compose", "prepare", "selected", "validate"]

@@ -1,33 +1,65 @@
 """Hydra's and OmegaConf's errors, retold in one line with the nearest known name."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
-from hydra.errors import OverrideParseException
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 
+from luthier.catalogue import catalogue
 from luthier.errors import ConfigError, LuthierError, PluginError, nearest
+from luthier.kinds import KINDS
 
 UNKNOWN_KEY = re.compile(r"Could not override '([^']+)'")
 UNKNOWN_CHOICE = re.compile(r"Could not find '([^']+)/([^'/]+)'(.*)", re.DOTALL)
 AVAILABLE = re.compile(r"^\t(\S+)$", re.MULTILINE)
 WRONG_TYPE = re.compile(r"Error merging override (\S+)")
 FULL_KEY = re.compile(r"full_key: (\S+)")
+UNLOADABLE = re.compile(r"Could not load '([^']+)/([^'/]+)'")
+AMBIGUOUS = re.compile(r"Ambiguous value for argument '([^']+)'")
+TWICE = re.compile(r"Multiple values for (\S+)\.")
+FORM = "expected OPTION=VALUE; a VALUE with = or brackets inside needs quotes of its own: 'OPTION=\"a=b\"'"
 MANDATORY = re.compile(r"You must specify '([^']+)'")
 
 
-def explain(error: Exception, known: Sequence[str], broken: Mapping[str, str]) -> LuthierError:
+def check_overrides(overrides: Iterable[str]) -> None:
+    """Refuse overrides that Hydra would meet with a traceback.
+
+    Raises:
+        ConfigError: One names no option, or chooses a method by what cannot be a name.
+    """
+    groups = {kind.group for kind in KINDS.values()}
+    for one in overrides:
+        if one.startswith("-"):
+            continue
+        try:
+            parsed = OverridesParser.create().parse_override(one)
+        except HydraException as error:
+            raise ConfigError(f"'{one}' is no override: {FORM}") from error
+        if not parsed.key_or_group:
+            raise ConfigError(f"'{one}' is no override: {FORM}")
+        chooses = parsed.key_or_group in groups and not parsed.is_delete() and not parsed.is_sweep_override()
+        if chooses and (not isinstance(parsed.value(), str | list) or parsed.value() == ""):
+            known = ", ".join(_choices(parsed.key_or_group))
+            raise ConfigError(f"{one}: expected the name of one of {known}")
+
+
+def explain(error: Exception, known: Sequence[str]) -> LuthierError:
     """Turn `error`, raised while composing, into one line.
 
     Args:
         error: Hydra's or OmegaConf's exception.
         known: Every key or group an override may name.
-        broken: Entry points that did not load, with the reason.
     """
     text = str(error)
-    if isinstance(error, OverrideParseException):
-        return ConfigError(f"'{error.override}' is no override: {_first_line(error)}")
     if match := UNKNOWN_CHOICE.search(text):
-        return _unknown_choice(match[1], match[2], AVAILABLE.findall(match[3]), broken)
+        return _unknown_choice(match[1], match[2], AVAILABLE.findall(match[3]))
+    if match := UNLOADABLE.search(text):
+        return _unknown_choice(match[1], match[2], _choices(match[1]))
+    if match := AMBIGUOUS.search(text):
+        return ConfigError(f"{match[1]}: several values need -m, a run for each; a list is written [a,b]")
+    if match := TWICE.search(text):
+        return ConfigError(f"{match[1]} is chosen already: write {match[1]}=NAME without the +")
     if match := MANDATORY.search(text):
         group = match[1].split("@")[0]
         choices = ", ".join(AVAILABLE.findall(text))
@@ -42,8 +74,12 @@ def explain(error: Exception, known: Sequence[str], broken: Mapping[str, str]) -
     return ConfigError(_first_line(error))
 
 
-def _unknown_choice(group: str, name: str, available: list[str], broken: Mapping[str, str]) -> LuthierError:
-    for entry, reason in broken.items():
+def _choices(group: str) -> list[str]:
+    return [name for kind in KINDS.values() if kind.group == group for name in catalogue().names(kind.name)]
+
+
+def _unknown_choice(group: str, name: str, available: list[str]) -> LuthierError:
+    for entry, reason in catalogue().broken.items():
         if entry.split(".")[-1] == name:
             return PluginError(f"{group} '{name}' cannot be used: {reason}")
     hint = nearest(name, available)

@@ -47,7 +47,7 @@ def launch(verb: str, overrides: list[str]) -> int:
         with _told():
             entry(jobs)()
     except (HydraException, OmegaConfBaseException) as error:
-        raise explain(error, config.known_keys(verb), config.broken_methods()) from error
+        raise explain(error, config.known_keys(verb)) from error
     finally:
         sys.argv = before
     if jobs.error:
@@ -62,6 +62,8 @@ def _told() -> Iterator[None]:
     """Tell of a file that cannot be read or written in one line."""
     try:
         yield
+    except HydraException:
+        raise  # one of them, a choice that is not there, is an OSError too
     except OSError as error:
         raise LuthierError(f"{error.filename or 'a file'}: {error.strerror or error}") from error
 

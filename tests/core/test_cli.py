@@ -92,6 +92,8 @@ def test_a_result_is_evaluated_by_its_folder(folder):
     [
         (["trian"], "unknown verb 'trian': did you mean 'train'?"),
         (["train", *TINY, "adapter.rnk=4"], "unknown option 'adapter.rnk': did you mean 'adapter.rank'?"),
+        (["train", *TINY, "adapter=lroa"], "luthier: unknown adapter 'lroa': did you mean 'lora'?"),
+        (["train", *TINY, "adapter=lora,full"], "adapter=lora,full: several values need -m"),
         (["train", *TINY, "data.path=nowhere.jsonl"], "nowhere.jsonl: there is no such file"),
         (["train", *TINY, "model.path=nowhere/base"], "nowhere/base"),
         (["train", *TINY, "batch_size=[", "max_steps=1"], "batch_size=["),
