@@ -93,6 +93,7 @@ def resumed_run(overrides: list[str]) -> str | None:
 def _resumed(run: str, overrides: list[str]) -> DictConfig:
     from luthier.resume import config_of
 
+    check_overrides(overrides)
     try:
         config = config_of(run, [one for one in overrides if not one.startswith("resume=")])
         validate("train", config)
