@@ -31,7 +31,7 @@ def overrides(job: Job) -> list[str]:
         "data=jsonl",
         f"data.path={job.rows}",
         f"batch_size={job.batch_size}",
-        "pack_tokens=1024",
+        "pack_tokens=1536",
         "epochs=1",
         f"clip_norm={job.clip_norm}",
         "shuffle=false",
