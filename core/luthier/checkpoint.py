@@ -7,7 +7,6 @@ its place, flushed to disk and renamed. safetensors and JSON only: nothing that 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -20,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from luthier.errors import LuthierError
-from luthier.folder import written_whole
+from luthier.folder import sha256_of, written_whole
 from luthier.state import Snapshot
 
 log = logging.getLogger("luthier")
@@ -88,7 +87,7 @@ class Checkpoints:
                 _write_text(fresh / LOCK, json.dumps(lock, indent=2))
                 files = sorted(path for path in fresh.iterdir())
                 manifest = {
-                    path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in files
+                    path.name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)} for path in files
                 }
                 _write_text(fresh / MANIFEST, json.dumps(manifest, indent=2))
                 for path in (*files, fresh / MANIFEST, fresh):
@@ -146,21 +145,13 @@ def fault_of(folder: Path) -> str:
             path = folder / name
             if path.stat().st_size != expected["bytes"]:
                 return f"{name} has {path.stat().st_size:,} bytes, expected {expected['bytes']:,}"
-            if _sha256(path) != expected["sha256"]:
+            if sha256_of(path) != expected["sha256"]:
                 return f"{name} is not what was written (SHA-256 differs)"
     except FileNotFoundError as error:
         return f"{Path(error.filename).name} is missing"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{MANIFEST} cannot be read: {error}"
     return "" if STATE in manifest else f"{MANIFEST} is not whole"
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _write_text(path: Path, text: str) -> None:

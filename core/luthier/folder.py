@@ -1,6 +1,7 @@
-"""Folders that are written whole or not at all."""
+"""Folders that are written whole or not at all, and what tells one file's contents from another's."""
 
 import contextlib
+import hashlib
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -36,3 +37,12 @@ def _rename(fresh: Path, folder: Path, keep_existing: bool) -> None:
     except OSError:
         if not (keep_existing and folder.exists()):
             raise
+
+
+def sha256_of(file: Path) -> str:
+    """Return the SHA-256 of `file` in hexadecimal digits."""
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while block := stream.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()

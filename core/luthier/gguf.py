@@ -5,7 +5,6 @@ choose a quantiser.
 """
 
 import contextlib
-import hashlib
 import importlib.util
 import io
 import os
@@ -16,7 +15,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from luthier.errors import ModelError
-from luthier.folder import written_whole
+from luthier.folder import sha256_of, written_whole
 from luthier.pretrained import from_pretrained
 from luthier.saving import save_model
 
@@ -59,7 +58,7 @@ def gguf_folder(file: Path) -> Path:
     """
     if not file.is_file():
         raise ModelError(f"{file} is not there; expected a .gguf file")
-    target = cache_folder() / "gguf" / f"{file.stem}-{_sha256(file)[:16]}"
+    target = cache_folder() / "gguf" / f"{file.stem}-{sha256_of(file)[:16]}"
     if not target.is_dir():
         with written_whole(target, keep_existing=True) as fresh:
             _convert(file, fresh)
@@ -95,11 +94,3 @@ def _dtype(file: Path) -> torch.dtype:
         raise ModelError(f"{file} is damaged or no GGUF file ({error}); download it again") from error
     kinds = {tensor.tensor_type.name for tensor in tensors if len(tensor.shape) > 1}
     return torch.float32 if kinds == {"F32"} else torch.bfloat16
-
-
-def _sha256(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while chunk := stream.read(1 << 24):
-            digest.update(chunk)
-    return digest.hexdigest()
