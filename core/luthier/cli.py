@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from luthier.errors import LuthierError, unknown
 from luthier.kinds import KINDS
@@ -75,15 +75,18 @@ def dispatch(arguments: list[str]) -> int:
     raise LuthierError(unknown("verb", verb, (*COMPOSED, "plugins")))
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise LuthierError(f"{message} (see {self.prog} --help)")
+
+
 def _plugins(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="luthier plugins", description="List the installed plugins, read from package metadata alone."
-    )
+    parser = _Parser(prog="luthier plugins", description="List the installed plugins, from package metadata.")
     parser.add_argument(
-        "--load", action="store_true", help="import them and say which are broken (needs torch)"
+        "--load", action="store_true", help="import them too and say which are broken (slower)"
     )
-    new = parser.add_subparsers(metavar="new KIND NAME", title="commands").add_parser(
-        "new", help="write a plugin package that works"
+    new = parser.add_subparsers(metavar="COMMAND", title="commands").add_parser(
+        "new", help="write a plugin package that works: new KIND NAME"
     )
     new.add_argument("kind", metavar="KIND", help=f"one of {', '.join(KINDS)}")
     new.add_argument("name", metavar="NAME", help="the method's name, in lower case")

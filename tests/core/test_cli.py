@@ -125,6 +125,14 @@ def test_help_lists_groups_choices_and_options_with_their_defaults(folder, capsy
     assert "train" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("arguments", [["--nope"], ["nope"], ["new", "merger"], ["new", "merger", "a", "b"]])
+def test_a_mistake_under_plugins_is_one_line(arguments, capsys):
+    assert report(lambda: dispatch(["plugins", *arguments])) == 2
+    errors = capsys.readouterr().err
+    assert errors.count("\n") == 1
+    assert errors.endswith("--help)\n")
+
+
 def test_plugins_lists_and_loads(capsys):
     assert dispatch(["plugins"]) == 0
     assert "luthier_plugins.adapters.lora" in capsys.readouterr().out.replace("\n", "")
