@@ -138,3 +138,9 @@ def test_plugins_import_only_public_names():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ImportFrom):
                 assert not (node.module or "").startswith("luthier."), f"{path}:{node.lineno}"
+
+
+def test_no_run_was_left_in_the_root():
+    """A run in the folder that tests start in is a test's mistake, and is soon committed."""
+    written = ["checkpoints", "config.yaml", "metrics.jsonl", "model", "samples.jsonl", "summary.json"]
+    assert [name for name in written if (ROOT / name).exists()] == []
