@@ -49,7 +49,7 @@ OPTIMISER = """
         lr: float = option(0.1, "Step size.")
         def build(self, parameters):
             return torch.optim.SGD([p for _, p in parameters], lr=self.lr)
-        def state_bytes_per_parameter(self):
+        def state_bytes(self, name, shape):
             return 0.0
 
     @hookimpl

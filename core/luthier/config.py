@@ -19,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from luthier import schema
 from luthier.catalogue import Catalogue, catalogue, require
+from luthier.combining import check_combination
 from luthier.errors import ConfigError, PluginError, nearest, unknown
 from luthier.explain import check_overrides, explain
 from luthier.kinds import KINDS, Kind
@@ -192,12 +193,7 @@ def validate(verb: str, config: DictConfig) -> None:
         options = {*options_of(cls), "name"}
         _refuse_unread(set(child) - options, options, f"{where}.")
         chosen[kind.name] = (str(child.name), cls)
-    for kind_name, (name, cls) in chosen.items():
-        for partner, advice in cls.refuses.items():
-            of, _, wanted = partner.partition("=")
-            other = chosen.get(of, ("", None))[0]
-            if other and wanted in ("*", other):
-                raise ConfigError(f"{kind_name}={name} cannot be combined with {of}={other}: {advice}")
+    check_combination(config, chosen)
 
 
 def _check_ranges(config: DictConfig) -> None:

@@ -12,11 +12,25 @@ class Method(ABC):  # noqa: B024 — the kinds below it are abstract
     Attributes:
         source: Paper and section, or the library the method comes from.
         refuses: ``{"kind=name": "what to choose instead"}`` — partners this method cannot be combined with.
-            ``"kind=*"`` refuses every method of that kind but ``none``.
+            ``"kind=*"`` refuses every method of that kind but none, ``"kind.attribute=value"`` those with a
+            class variable of that value: ``"adapter.trains_base=False"``.
+        needs_device: ``{"cuda": "what to choose elsewhere"}`` — the one type of device it runs on.
     """
 
     source: ClassVar[str] = ""
     refuses: ClassVar[Mapping[str, str]] = {}
+    needs_device: ClassVar[Mapping[str, str]] = {}
+
+    @classmethod
+    def refusal_of(cls, kind: str, name: str, other: type[Any]) -> str | None:
+        """Return what to choose instead of the method `name` of `kind`, class `other`; None: it is fine."""
+        for partner, advice in cls.refuses.items():
+            of, _, wanted = partner.partition("=")
+            of, _, attribute = of.partition(".")
+            found = str(getattr(other, attribute, None)) if attribute else name
+            if of == kind and wanted in ("*", found):
+                return advice
+        return None
 
 
 def option(default: Any, help: str) -> Any:

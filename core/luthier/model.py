@@ -1,6 +1,5 @@
 """Loading a model and its tokenizer, from wherever, onto one device in one dtype."""
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from luthier.model_source import Source, find_source
 from luthier.peft_folder import Readers, load_adapter, readers
 from luthier.precision import pick_device, pick_dtype, weights_and_autocast
 from luthier.pretrained import from_pretrained
+from luthier.quantiser import Quantiser
 from luthier.saving import save_model, verify_saved
 from luthier.tokenizer import load_tokenizer
 
@@ -114,7 +114,7 @@ def load_model(
     config: ModelConfig,
     *,
     train_base: bool,
-    load_options: Callable[[Any], Mapping[str, Any]] | None = None,
+    quantiser: Quantiser | None = None,
     adapters: Readers | None = None,
 ) -> LoadedModel:
     """Load what `config` names. Only safetensors are read, and no code that comes with a checkpoint runs.
@@ -122,7 +122,7 @@ def load_model(
     Args:
         config: A `ModelConfig`, or the composed node of one.
         train_base: The base weights will train: kept in fp32, computing in the chosen dtype by autocast.
-        load_options: From the model's config to more arguments of ``from_pretrained`` (a quantiser's).
+        quantiser: Loads the base straight into fewer bits.
         adapters: Adapter classes by PEFT kind, for an adapter folder; the registered ones by default.
 
     Raises:
@@ -142,8 +142,10 @@ def load_model(
         dtype=stored,
         use_safetensors=True,
         device_map={"": device},
-        **(load_options(model_config) if load_options else {}),
+        **(quantiser.load_options(model_config, dtype) if quantiser else {}),
     )
+    if quantiser:
+        quantiser.finish(model)
     model.config.pad_token_id = model.generation_config.pad_token_id = tokenizer.pad_token_id
     if source.adapter is not None:
         load_adapter(model, source.adapter, readers() if adapters is None else adapters, trainable=False)

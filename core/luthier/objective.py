@@ -34,12 +34,15 @@ class Objective(Method):
 
     Attributes:
         needs_reference: The loss compares with the policy as it was before training.
+        holds: Other models it keeps in memory, by name: ``copy`` (of the whole base) or ``head`` (one value a
+            position); the reference is no part of it. What a plan counts.
         branch_names: What the branches of its trees are, in order, for people, e.g. chosen and rejected.
         example_rows: Rows it takes, as a data file holds them: what `luthier.testing` tries it with. Empty:
             ``prompt`` and ``completion``.
     """
 
     needs_reference: ClassVar[bool] = False
+    holds: ClassVar[Mapping[str, str]] = {}
     branch_names: ClassVar[tuple[str, ...]] = ()
     example_rows: ClassVar[Sequence[Mapping[str, Any]]] = ()
 

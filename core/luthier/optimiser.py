@@ -1,7 +1,10 @@
 """Optimisers: what moves the trained parameters."""
 
+from __future__ import annotations
+
 from abc import abstractmethod
 from collections.abc import Iterable
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -10,12 +13,44 @@ from luthier.method import Method
 
 
 class Optimiser(Method):
-    """Builds a `torch.optim.Optimizer`."""
+    """Builds a `torch.optim.Optimizer`.
+
+    Attributes:
+        skips_non_finite: A step whose gradient is not finite is left out by the optimiser itself, which
+            counts it (``skipped`` of its `torch.optim.Optimizer`); elsewhere such a gradient ends the run.
+    """
+
+    skips_non_finite: ClassVar[bool] = False
 
     @abstractmethod
     def build(self, parameters: Iterable[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
         """Return an optimiser over the trained ``(name, parameter)`` pairs."""
 
     @abstractmethod
-    def state_bytes_per_parameter(self) -> float:
-        """Return the bytes of optimiser state that one trained parameter costs."""
+    def state_bytes(self, name: str, shape: tuple[int, ...]) -> float:
+        """Return the bytes of optimiser state of the trained parameter `name` of `shape`."""
+
+    @property
+    def steps_in_backward(self) -> bool:
+        """Whether `build` returns an `InBackward`."""
+        return False
+
+
+@runtime_checkable
+class InBackward(Protocol):
+    """A `torch.optim.Optimizer` that moves every parameter inside the backward pass and frees its gradient.
+
+    No gradient is whole when the loop looks, so it cannot be clipped by its global norm, nor summed over
+    processes.
+    """
+
+    def announce(self, last: bool, weight: float) -> None:
+        """The backward pass of one pack of a step follows.
+
+        Args:
+            last: It is the step's last: what was summed up is the step's gradient, and parameters move.
+            weight: What the sum so far, this pack included, is to be divided by.
+        """
+
+    def gradient_norm(self) -> torch.Tensor:
+        """Return the norm of the last step's gradient, as far as it was used (a projected one's)."""

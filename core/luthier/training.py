@@ -85,8 +85,7 @@ class _Training:
         adapter: Adapter = configs.build("adapter", config.adapter)
         objective: Objective = configs.build("objective", config.objective)
         quantiser = configs.build("quantiser", config.quantiser) if config.quantiser else None
-        load_options = quantiser.load_options if quantiser else None
-        loaded = load_model(config.model, train_base=adapter.trains_base, load_options=load_options)
+        loaded = load_model(config.model, train_base=adapter.trains_base, quantiser=quantiser)
         data, held_out = training_rows(config, loaded, objective)
         adapter.attach(loaded.model, torch.Generator().manual_seed(config.seed))
         if config.model.gradient_checkpointing:

@@ -1,5 +1,6 @@
 """The conformance kit catches wrong methods: each broken one fails the check that names its fault."""
 
+import math
 from collections import deque
 from dataclasses import dataclass, field
 
@@ -263,8 +264,8 @@ def optimiser(made, state=4.0, parameters=list):
         def build(self, named):
             return made([p for _, p in parameters(named)])
 
-        def state_bytes_per_parameter(self):
-            return state
+        def state_bytes(self, name, shape):
+            return state * math.prod(shape)
 
     return Tried
 
@@ -531,7 +532,7 @@ def test_a_broken_tracker_is_caught(cls, told, tmp_path, monkeypatch):
 class Brief(Quantiser):
     """bf16, which it says takes 4 bits."""
 
-    def load_options(self, model_config):
+    def load_options(self, model_config, dtype):
         model_config.vocab_size = 7
         return {"dtype": torch.bfloat16}
 

@@ -83,9 +83,9 @@ class Lion(Optimiser):
         ]
         return SignMomentum([g for g in groups if g["params"]], self.lr, self.beta1, self.beta2)
 
-    def state_bytes_per_parameter(self) -> float:
+    def state_bytes(self, name: str, shape: tuple[int, ...]) -> float:
         """One fp32 momentum."""
-        return 4.0
+        return 4.0 * math.prod(shape)
 
 
 @hookimpl

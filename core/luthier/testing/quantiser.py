@@ -31,15 +31,18 @@ class QuantiserSuite(Suite):
         """Return a Llama whose linear layers are 128 × 128 or more, saved and loaded with the quantiser."""
         dense = tiny_llama(hidden_size=128, intermediate_size=256, num_key_value_heads=4)
         dense.save_pretrained(folder)
-        options = {"dtype": torch.float32, **self.make().load_options(copy.deepcopy(dense.config))}
+        made = self.make()
+        config = copy.deepcopy(dense.config)
+        options = {"dtype": torch.float32, **made.load_options(config, torch.float32)}
         model: PreTrainedModel = from_pretrained(type(dense), str(folder), **options).eval()
+        made.finish(model)
         return model
 
     def test_it_gives_keyword_arguments(self) -> None:
         """`load_options` returns keyword arguments by name and leaves the model's config as it is."""
         config = tiny_llama().config
         before = config.to_dict()
-        options = self.make().load_options(config)
+        options = self.make().load_options(config, torch.float32)
         assert isinstance(options, dict), f"load_options must return a dict, got {type(options).__name__}"
         assert options, "load_options is empty: the base would not be quantised"
         assert all(isinstance(key, str) for key in options), f"keyword arguments have names: {list(options)}"
