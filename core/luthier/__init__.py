@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from luthier.adam import AdamOptimiser
     from luthier.adapter import Adapter
     from luthier.codec import Codec, Supervise
     from luthier.config import build_method, compose
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from luthier.merger import Merger
     from luthier.method import option
     from luthier.objective import Loss, Objective
-    from luthier.optimiser import Optimiser
+    from luthier.optimiser import InBackward, Optimiser
     from luthier.peft_folder import load_adapter
     from luthier.policy import Logprobs, Policy
     from luthier.previewing import PreviewResult, preview
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from luthier.tree import Branch, Pack, Tree
 
 _HOMES = {
+    "adam": "AdamOptimiser",
     "adapter": "Adapter",
     "codec": "Codec Supervise",
     "config": "build_method compose",
@@ -60,7 +62,7 @@ _HOMES = {
     "merger": "Merger",
     "method": "option",
     "objective": "Loss Objective",
-    "optimiser": "Optimiser",
+    "optimiser": "InBackward Optimiser",
     "policy": "Logprobs Policy",
     "previewing": "PreviewResult preview",
     "peft_folder": "load_adapter",
@@ -78,8 +80,8 @@ _HOMES = {
 _HOME = {name: home for home, names in _HOMES.items() for name in names.split()}
 
 __all__ = [
-    "AdaptedLinear", "Adapter", "Branch", "Codec", "ConfigError", "DataError", "DataSource",
-    "EvaluationReport", "FileSource", "LinearAdapter", "Logprobs", "Loss", "LowRankAdapter",
+    "AdamOptimiser", "AdaptedLinear", "Adapter", "Branch", "Codec", "ConfigError", "DataError", "DataSource",
+    "EvaluationReport", "FileSource", "InBackward", "LinearAdapter", "Logprobs", "Loss", "LowRankAdapter",
     "LuthierError", "Merger", "ModelError", "Objective", "Optimiser", "Pack", "Plugin", "PluginError",
     "Policy", "PreviewResult", "Quantiser", "Register", "RewardModel", "Row", "RowFilter", "Sample",
     "StepReport", "Supervise", "Tracker", "TrainResult", "Tree", "build_method", "compose",

@@ -44,9 +44,21 @@ def select(model: nn.Module, targets: Any) -> list[str]:
     return found
 
 
+def matches(pattern: str, name: str) -> bool:
+    """Return whether `name` is or ends in `pattern`: a suffix name or regular expression.
+
+    Raises:
+        ConfigError: The pattern is no regular expression.
+    """
+    try:
+        return re.match(rf"(.*\.)?({pattern})$", name) is not None
+    except re.error as error:
+        raise ConfigError(f"'{pattern}' is no regular expression: {error}") from error
+
+
 def value_for(patterns: Mapping[str, float], name: str, default: float) -> float:
     """Return the value of the first pattern that `name` ends in: a suffix name or regular expression."""
-    return next((v for key, v in patterns.items() if re.match(rf"(.*\.)?({key})$", name)), default)
+    return next((value for pattern, value in patterns.items() if matches(pattern, name)), default)
 
 
 def _matching(pattern: str, linears: Mapping[str, nn.Module]) -> list[str]:

@@ -28,7 +28,7 @@ def test_the_state_it_plans_for_is_the_state_it_has():
     weight.grad = torch.ones_like(weight)
     optimiser.step()
     moments = [v for v in optimiser.state[weight].values() if v.numel() > 1]
-    assert sum(v.numel() * v.element_size() for v in moments) == AdamW().state_bytes_per_parameter() * 64 * 64
+    assert sum(v.numel() * v.element_size() for v in moments) == AdamW().state_bytes("w", (64, 64))
 
 
 @pytest.mark.parametrize(
