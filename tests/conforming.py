@@ -7,7 +7,7 @@ from pathlib import Path
 import datasets
 import pytest
 
-from luthier.testing import DataSourceSuite, TrackerSuite
+from luthier.testing import DataSourceSuite, OptimiserSuite, TrackerSuite
 from luthier_plugins.data_sources.csv_file import Csv
 from luthier_plugins.data_sources.folder import Folder
 from luthier_plugins.data_sources.hub import Hub
@@ -16,6 +16,8 @@ from luthier_plugins.data_sources.jsonl import JsonLines
 from luthier_plugins.data_sources.mixture import Mixture
 from luthier_plugins.data_sources.parquet import Parquet
 from luthier_plugins.data_sources.reasoning_gym import ReasoningGym
+from luthier_plugins.optimisers.paged_adamw import PagedAdamW
+from luthier_plugins.optimisers.paged_adamw_8bit import PagedAdamW8bit
 from luthier_plugins.trackers.wandb import WandB
 
 ROWS = [{"prompt": f"{n} + 1 =", "completion": f" {n + 1}"} for n in range(3)]
@@ -97,6 +99,17 @@ class WandBSuite(TrackerSuite):
     options = {"mode": "offline"}
 
 
+@pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU:UserWarning")
+class PagedAdamWSuite(OptimiserSuite):
+    """Its arithmetic and its state; what is paged takes CUDA."""
+
+    method = PagedAdamW
+
+
+class PagedAdamW8bitSuite(PagedAdamWSuite):
+    method = PagedAdamW8bit
+
+
 SUITES = {
     suite.method: suite
     for suite in (
@@ -107,6 +120,8 @@ SUITES = {
         FolderSuite,
         HubSuite,
         MixtureSuite,
+        PagedAdamWSuite,
+        PagedAdamW8bitSuite,
         ReasoningGymSuite,
         WandBSuite,
     )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from luthier.adam import AdamOptimiser
     from luthier.adapter import Adapter
+    from luthier.bnb_adam import BitsAndBytesAdam
     from luthier.codec import Codec, Supervise
     from luthier.config import build_method, compose
     from luthier.data_source import DataSource, Row
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "adam": "AdamOptimiser",
     "adapter": "Adapter",
+    "bnb_adam": "BitsAndBytesAdam",
     "codec": "Codec Supervise",
     "config": "build_method compose",
     "data_source": "DataSource Row",
@@ -80,15 +82,15 @@ _HOMES = {
 _HOME = {name: home for home, names in _HOMES.items() for name in names.split()}
 
 __all__ = [
-    "AdamOptimiser", "AdaptedLinear", "Adapter", "Branch", "Codec", "ConfigError", "DataError", "DataSource",
-    "EvaluationReport", "FileSource", "InBackward", "LinearAdapter", "Logprobs", "Loss", "LowRankAdapter",
-    "LuthierError", "Merger", "ModelError", "Objective", "Optimiser", "Pack", "Plugin", "PluginError",
-    "Policy", "PreviewResult", "Quantiser", "Register", "RewardModel", "Row", "RowFilter", "Sample",
-    "StepReport", "Supervise", "Tracker", "TrainResult", "Tree", "build_method", "compose",
-    "copy_state", "evaluate", "file_sources", "hookimpl", "linear_shape", "load_adapter",
-    "low_rank_linear", "option", "parse_json", "plugins", "preview", "principal_part", "refuse_adapted",
-    "save_model", "text_lines", "train", "unknown", "weight_of", "without_nulls",
-    "without_secrets",
+    "AdamOptimiser", "AdaptedLinear", "Adapter", "BitsAndBytesAdam", "Branch", "Codec", "ConfigError",
+    "DataError", "DataSource", "EvaluationReport", "FileSource", "InBackward", "LinearAdapter",
+    "Logprobs", "Loss", "LowRankAdapter", "LuthierError", "Merger", "ModelError", "Objective",
+    "Optimiser", "Pack", "Plugin", "PluginError", "Policy", "PreviewResult", "Quantiser", "Register",
+    "RewardModel", "Row", "RowFilter", "Sample", "StepReport", "Supervise", "Tracker", "TrainResult",
+    "Tree", "build_method", "compose", "copy_state", "evaluate", "file_sources", "hookimpl",
+    "linear_shape", "load_adapter", "low_rank_linear", "option", "parse_json", "plugins", "preview",
+    "principal_part", "refuse_adapted", "save_model", "text_lines", "train", "unknown", "weight_of",
+    "without_nulls", "without_secrets",
 ]  # fmt: skip
 
 

@@ -37,3 +37,53 @@ def test_the_state_it_plans_for_is_the_state_it_has():
 def test_values_that_cannot_train_are_refused(bad):
     with pytest.raises(ConfigError, match=next(iter(bad))):
         AdamW(**bad)
+
+
+def named(*names):
+    return [(name, nn.Parameter(torch.ones(2, 2))) for name in names] + [
+        ("norm.weight", nn.Parameter(torch.ones(2)))
+    ]
+
+
+def test_lora_plus_gives_b_its_own_learning_rate():
+    parameters = named("q.lora_A", "q.lora_B", "k.lora_A", "k.lora_B")
+    optimiser = AdamW(lr=0.1, lr_factors={"lora_B": 16.0}).build(parameters)
+    for _, parameter in parameters:
+        parameter.grad = torch.full_like(parameter, 0.5)
+    optimiser.step()
+    for name, parameter in parameters:  # the first step is lr, whatever the gradient
+        expected = 1.0 - (1.6 if name.endswith("lora_B") else 0.1)
+        torch.testing.assert_close(parameter.detach(), torch.full_like(parameter, expected))
+    assert optimiser.param_groups[0]["lr"] == 0.1, "the rate that is reported is the one without a factor"
+
+
+def test_schedules_scale_every_group():
+    optimiser = AdamW(lr=0.1, lr_factors={"b": 16.0}).build(named("a", "b"))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: 1.0 if step == 0 else 0.5)
+    optimiser.step()
+    schedule.step()
+    assert [group["lr"] for group in optimiser.param_groups] == [0.05, 0.8]
+
+
+def test_decay_is_for_matrices_that_are_not_named():
+    parameters = named("a.weight", "embed.weight")
+    optimiser = AdamW(lr=0.1, weight_decay=0.5, no_decay=["embed"]).build(parameters)
+    for _, parameter in parameters:
+        parameter.grad = torch.zeros_like(parameter)
+    optimiser.step()
+    values = {name: parameter.detach().flatten()[0].item() for name, parameter in parameters}
+    assert values == {"a.weight": pytest.approx(0.95), "embed.weight": 1.0, "norm.weight": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"lr_factors": {"lora_b": 2.0}}, "lr_factors: 'lora_b' matches no .*did you mean 'lora_B'"),
+        ({"no_decay": ["embd"]}, "no_decay: 'embd' matches no trained parameter"),
+        ({"no_decay": ["("]}, r"'\(' is no regular expression"),
+        ({"lr_factors": {"lora_B": 0.0}}, "lr_factors=.* must be positive"),
+    ],
+)
+def test_a_pattern_that_means_nothing_is_refused(options, told):
+    with pytest.raises(ConfigError, match=told):
+        AdamW(**options).build(named("q.lora_A", "q.lora_B"))
