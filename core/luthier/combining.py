@@ -32,14 +32,14 @@ def device_refusal(chosen: Chosen, device_type: str) -> str | None:
     return None
 
 
-def check_combination(config: DictConfig, chosen: Chosen) -> None:
-    """Refuse methods that do not go together, or not with this device.
+def check_combination(config: DictConfig, chosen: Chosen, loading: bool = True) -> None:
+    """Refuse methods that do not go together, or, where a model is `loading`, not with the device.
 
     Raises:
         ConfigError: With what to choose instead.
     """
     said = refusal(chosen)
-    if said is None and any(cls.needs_device for _, cls in chosen.values()):
+    if said is None and loading and any(cls.needs_device for _, cls in chosen.values()):
         said = device_refusal(chosen, pick_device(config.model.device).type)
     if said:
         raise ConfigError(said)

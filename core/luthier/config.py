@@ -25,7 +25,7 @@ from luthier.explain import check_overrides, explain
 from luthier.kinds import KINDS, Kind
 from luthier.method import options_of
 from luthier.overflow import OVERFLOW
-from luthier.settings import VERBS
+from luthier.settings import VERBS, WITHOUT_WEIGHTS
 
 CONFIG_PATH = "pkg://luthier_conf"
 VERSION_BASE = "1.3"
@@ -193,7 +193,7 @@ def validate(verb: str, config: DictConfig) -> None:
         options = {*options_of(cls), "name"}
         _refuse_unread(set(child) - options, options, f"{where}.")
         chosen[kind.name] = (str(child.name), cls)
-    check_combination(config, chosen)
+    check_combination(config, chosen, loading=verb not in WITHOUT_WEIGHTS)
 
 
 def _check_ranges(config: DictConfig) -> None:

@@ -33,6 +33,7 @@ def header(
     lines = [model_line(loaded), *data.lines("data")]
     if held_out:
         lines += held_out.lines("held out")
-    methods = f"{config.objective.name}, {config.adapter.name}, {config.optimiser.name}"
+    over = f" over {config.quantiser.name}" if config.quantiser else ""
+    methods = f"{config.objective.name}, {config.adapter.name}{over}, {config.optimiser.name}"
     steps = f"{total_steps} steps of {config.batch_size} examples ({epochs:.2f} epochs)"
     return [*lines, f"run       {steps} · {methods} · {config.run_dir}"]

@@ -117,4 +117,7 @@ class PreviewConfig(TrainConfig):
     html: str | None = option("preview.html", "The page to write; null: none.")
 
 
+WITHOUT_WEIGHTS = ("preview", "plan")
+"""The verbs that load none, so that a method may be asked about on a machine it does not run on."""
+
 VERBS: dict[str, type[Any]] = {"train": TrainConfig, "evaluate": EvaluateConfig, "preview": PreviewConfig}

@@ -6,7 +6,7 @@ import dataclasses
 import inspect
 from collections.abc import Collection, Iterator
 from importlib import resources
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import MISSING
 from rich.console import Console
@@ -16,6 +16,9 @@ from luthier import config
 from luthier.catalogue import catalogue
 from luthier.kinds import KINDS
 from luthier.settings import VERBS
+
+if TYPE_CHECKING:
+    from importlib.resources.abc import Traversable
 
 
 def show_usage(verb: str, overrides: list[str]) -> int:
@@ -27,7 +30,8 @@ def show_usage(verb: str, overrides: list[str]) -> int:
     console.print(_grid(_groups(root)))
     chosen = dict(one.lstrip("+").split("=", 1) for one in overrides if "=" in one)
     for kind in KINDS.values():
-        for name in filter(None, chosen.get(kind.group, "").strip("[]").split(",")):
+        names = chosen.get(kind.group, "").strip("[]").split(",")
+        for name in (name for name in names if name and name not in _presets(kind.group)):
             cls = catalogue().find(kind.name, name).cls
             console.print(f"\n[bold]{kind.group}={name}[/]  {(cls.__doc__ or '').strip()}")
             console.print(_grid(_options(cls, f"{kind.package(name)}.")))
@@ -51,7 +55,7 @@ def _groups(root: type[Any]) -> Iterator[tuple[str, str]]:
             yield group, ", ".join(presets)
     for kind in KINDS.values():
         if {kind.group, f"{kind.group}s"} & fields:
-            yield kind.group, ", ".join(catalogue().names(kind.name)) or "none"
+            yield kind.group, ", ".join([*catalogue().names(kind.name), *_presets(kind.group)]) or "none"
     if "eval_data" in fields:
         yield "data@eval_data", "the held-out rows, from any source of data"
 
@@ -60,10 +64,15 @@ def _presets(group: str) -> list[str]:
     """Return the names of every package's presets of `group`, the built-in ones included."""
     names = set()
     for package in ("luthier_conf", *catalogue().config_packages):
-        folder = resources.files(package) / group
-        files = folder.iterdir() if folder.is_dir() else ()
-        names |= {file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml")}
+        names |= set(_yaml_files(resources.files(package) / group, ""))
     return sorted(names)
+
+
+def _yaml_files(folder: Traversable, prefix: str) -> Iterator[str]:
+    for file in folder.iterdir() if folder.is_dir() else ():
+        if file.name.endswith(".yaml"):
+            yield f"{prefix}{file.name.removesuffix('.yaml')}"
+        yield from _yaml_files(file, f"{prefix}{file.name}/")
 
 
 def _options(cls: type[Any], prefix: str, leave_out: Collection[str] = ()) -> Iterator[tuple[str, str]]:
