@@ -166,7 +166,8 @@ def selected(config: DictConfig) -> Iterator[tuple[Kind, str, DictConfig]]:
         for key in (kind.group, f"eval_{kind.group}"):
             node = config.get(key)
             if isinstance(node, DictConfig):
-                yield kind, key, node
+                if node:  # quantiser=none is an empty node
+                    yield kind, key, node
             elif node is not None:
                 # Hydra takes `quantiser=x` for a plain value where no method of the kind is installed.
                 catalogue().find(kind.name, str(node))

@@ -28,7 +28,7 @@ def check_overrides(overrides: Iterable[str]) -> None:
     Raises:
         ConfigError: One names no option, or chooses a method by what cannot be a name.
     """
-    groups = {kind.group for kind in KINDS.values()}
+    groups = {kind.group: kind for kind in KINDS.values()}
     for one in overrides:
         if one.startswith("-"):
             continue
@@ -39,6 +39,8 @@ def check_overrides(overrides: Iterable[str]) -> None:
         if not parsed.key_or_group:
             raise ConfigError(f"'{one}' is no override: {FORM}")
         chooses = parsed.key_or_group in groups and not parsed.is_delete() and not parsed.is_sweep_override()
+        if chooses and parsed.value() is None and groups[parsed.key_or_group].optional:
+            continue
         if chooses and (not isinstance(parsed.value(), str | list) or parsed.value() == ""):
             known = ", ".join(_choices(parsed.key_or_group))
             raise ConfigError(f"{one}: expected the name of one of {known}")

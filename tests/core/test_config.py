@@ -179,3 +179,36 @@ def test_partners_that_a_method_refuses_are_refused_with_its_advice(strangers, c
     told = "ConfigError optimiser=picky cannot be combined with adapter=lora: choose adapter=full"
     assert composed("optimiser=picky") == told
     assert composed("optimiser=picky", "adapter=full").startswith("{'name': 'picky'")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "methods"),
+    [
+        ("full", ("none", "full", "adamw")),
+        ("lora", ("none", "lora", "adamw")),
+        ("qlora", ("nf4", "lora", "adamw")),
+        ("dora", ("none", "dora", "adamw")),
+        ("galore", ("none", "full", "galore")),
+    ],
+)
+def test_the_recipes_that_are_compared_differ_in_their_method_only(recipe, methods):
+    config, other = (compose("train", [f"recipe=compare/{name}"]) for name in (recipe, "lora"))
+    chosen = [config[kind].name if config[kind] else "none" for kind in ("quantiser", "adapter", "optimiser")]
+    assert tuple(chosen) == methods
+    for key in set(config) - {"quantiser", "adapter", "optimiser", "clip_norm", "run_dir"}:
+        assert config[key] == other[key], key
+
+
+def test_the_qlora_recipe_is_the_papers():
+    where = ["recipe=qlora", "model.path=x", "data=jsonl", "data.path=x", "optimiser=adamw"]
+    config = compose("train", where)
+    assert (config.quantiser.name, config.quantiser.double_quant, config.quantiser.block_size) == (
+        "nf4",
+        True,
+        64,
+    )
+    assert (config.adapter.rank, config.adapter.alpha, config.adapter.dropout) == (64, 16, 0.1)
+    assert config.adapter.targets == "all-linear"
+    assert (config.optimiser.lr, config.schedule.name, config.clip_norm) == (2e-4, "constant", 0.3)
+    with pytest.raises(ConfigError, match="optimiser=paged_adamw needs cuda, .*choose optimiser=adamw"):
+        compose("train", [*where[:-1], "model.device=cpu"])
