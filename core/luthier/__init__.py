@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from luthier.adam import AdamOptimiser
     from luthier.adapter import Adapter
+    from luthier.bnb import BitsAndBytesQuantiser
     from luthier.bnb_adam import BitsAndBytesAdam
     from luthier.codec import Codec, Supervise
     from luthier.config import build_method, compose
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from luthier.errors import ConfigError, DataError, LuthierError, ModelError, PluginError, unknown
     from luthier.file_source import FileSource, file_sources, parse_json, text_lines, without_nulls
     from luthier.hookspecs import Register, hookimpl
+    from luthier.in_backward import ProjectedAdamInBackward
     from luthier.linear_adapter import (
         AdaptedLinear,
         LinearAdapter,
@@ -37,19 +39,23 @@ if TYPE_CHECKING:
     from luthier.peft_folder import load_adapter
     from luthier.policy import Logprobs, Policy
     from luthier.previewing import PreviewResult, preview
+    from luthier.projected_adam import ProjectedAdam
     from luthier.quantiser import Quantiser
     from luthier.redaction import without_secrets
     from luthier.report import EvaluationReport, Sample, StepReport, TrainResult
     from luthier.reward_model import RewardModel
     from luthier.row_filter import RowFilter
     from luthier.saving import save_model
+    from luthier.targets import select_matrices
     from luthier.tracker import Tracker
     from luthier.training import train
     from luthier.tree import Branch, Pack, Tree
+    from luthier.weight_norm import row_norms, squared_row_norms, weight_normed_linear
 
 _HOMES = {
     "adam": "AdamOptimiser",
     "adapter": "Adapter",
+    "bnb": "BitsAndBytesQuantiser",
     "bnb_adam": "BitsAndBytesAdam",
     "codec": "Codec Supervise",
     "config": "build_method compose",
@@ -58,6 +64,7 @@ _HOMES = {
     "errors": "ConfigError DataError LuthierError ModelError PluginError unknown",
     "file_source": "FileSource file_sources parse_json text_lines without_nulls",
     "hookspecs": "Register hookimpl",
+    "in_backward": "ProjectedAdamInBackward",
     "linear_adapter": "AdaptedLinear LinearAdapter copy_state linear_shape refuse_adapted weight_of",
     "low_rank": "low_rank_linear principal_part",
     "low_rank_adapter": "LowRankAdapter",
@@ -67,6 +74,7 @@ _HOMES = {
     "optimiser": "InBackward Optimiser",
     "policy": "Logprobs Policy",
     "previewing": "PreviewResult preview",
+    "projected_adam": "ProjectedAdam",
     "peft_folder": "load_adapter",
     "quantiser": "Quantiser",
     "redaction": "without_secrets",
@@ -74,23 +82,26 @@ _HOMES = {
     "reward_model": "RewardModel",
     "row_filter": "RowFilter",
     "saving": "save_model",
+    "targets": "select_matrices",
     "tracker": "Tracker",
     "measuring": "evaluate",
     "training": "train",
     "tree": "Branch Pack Tree",
+    "weight_norm": "row_norms squared_row_norms weight_normed_linear",
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names.split()}
 
 __all__ = [
-    "AdamOptimiser", "AdaptedLinear", "Adapter", "BitsAndBytesAdam", "Branch", "Codec", "ConfigError",
+    "AdamOptimiser", "AdaptedLinear", "Adapter", "BitsAndBytesAdam",
+    "BitsAndBytesQuantiser", "Branch", "Codec", "ConfigError",
     "DataError", "DataSource", "EvaluationReport", "FileSource", "InBackward", "LinearAdapter",
     "Logprobs", "Loss", "LowRankAdapter", "LuthierError", "Merger", "ModelError", "Objective",
     "Optimiser", "Pack", "Plugin", "PluginError", "Policy", "PreviewResult", "Quantiser", "Register",
     "RewardModel", "Row", "RowFilter", "Sample", "StepReport", "Supervise", "Tracker", "TrainResult",
     "Tree", "build_method", "compose", "copy_state", "evaluate", "file_sources", "hookimpl",
     "linear_shape", "load_adapter", "low_rank_linear", "option", "parse_json", "plugins", "preview",
-    "principal_part", "refuse_adapted", "save_model", "text_lines", "train", "unknown", "weight_of",
-    "without_nulls", "without_secrets",
+    "principal_part", "refuse_adapted", "row_norms", "save_model", "squared_row_norms", "text_lines",
+    "train", "unknown", "weight_normed_linear", "weight_of", "without_nulls", "without_secrets",
 ]  # fmt: skip
 
 

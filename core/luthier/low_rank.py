@@ -46,7 +46,8 @@ def principal_part(weight: Tensor, rank: int, generator: torch.Generator) -> tup
     return u[:, :rank] * root, root[:, None] * v[:, :rank].T
 
 
-def _compute_dtype(x: Tensor) -> torch.dtype:
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """Return what autocast, where it is on, computes the product of x in, else the dtype of x."""
     device = x.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
@@ -65,7 +66,7 @@ class _LowRank(torch.autograd.Function):
         bias: Tensor | None,
         y: Tensor | None,  # (…, d_out)
     ) -> Tensor:
-        dtype = _compute_dtype(x) if y is None else y.dtype
+        dtype = compute_dtype(x) if y is None else y.dtype
         with torch.autocast(x.device.type, enabled=False):
             rows = x.reshape(-1, x.shape[-1]).to(dtype)  # (N, d_in)
             u = rows @ a.to(dtype).T  # (N, r)

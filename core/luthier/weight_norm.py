@@ -1,0 +1,240 @@
+"""A linear layer whose weight rows, low-rank update included, have lengths of their own to learn.
+
+``y = c ⊙ (W x + s·B A x) + bias`` with ``c = m / ‖W + s·B A‖`` for every output row, the norm a constant in
+the backward pass (DoRA: Liu et al. 2024, arXiv 2402.09353, equations 5 and 11). ``W + s·B A`` is never built.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from transformers.pytorch_utils import Conv1D
+
+from luthier.linear_adapter import linear_shape, weight_of
+from luthier.low_rank import compute_dtype
+from luthier.products import product
+
+FLOOR = 1e-6
+"""Least ‖w + s·b A‖² beside ‖w‖² + ‖s·b A‖²: what cancels further is lost in fp32 rounding."""
+TINY = 1e-12
+"""Least ‖w + s·b A‖², so that a row of zeros has a length to divide by."""
+BLOCK = 1 << 18
+"""Elements of a weight that are looked at together in fp32: they stay in a core's cache."""
+ROWS = 256
+"""Rows of an activation that are worked on together, for the same reason."""
+
+
+@torch.no_grad()
+def squared_row_norms(base: nn.Module) -> Tensor:
+    """Return ‖w_i‖² of the weight that `base` computes with, in fp32, a block of it at a time.
+
+    Shape: (d_out,); on the meta device it is not computed.
+    """
+    d_in, d_out = linear_shape(base)
+    dense = _dense_weight(base)
+    total = torch.zeros(d_out, device=weight_of(base).device)
+    if total.is_meta:
+        return total
+    if dense is not None:
+        for rows in _blocks(d_out, BLOCK // d_in):
+            total[rows] = dense[rows].float().square().sum(1, dtype=torch.float64)
+        return total
+    # A quantised layer's images of the unit vectors are its columns; each block unpacks the whole weight.
+    wide = total.double()
+    for columns in _blocks(d_in, 8 * BLOCK // d_out):
+        units = total.new_zeros(columns.stop - columns.start, d_in)
+        units.diagonal(columns.start).fill_(1)
+        wide += _through(base, units).float().square().sum(0, dtype=torch.float64)
+    return wide.float()
+
+
+@torch.no_grad()
+def row_norms(base: nn.Module, squared: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
+    """Return ‖w_i + s·b_i A‖ from ``‖w_i‖² + 2s·b_i·(A w_i) + s²·b_i (A Aᵀ) b_iᵀ``.
+
+    Args:
+        base: The frozen linear layer; the rows of A are passed through it.
+        squared: ‖w_i‖², `squared_row_norms` of `base`.
+        a: A (r, d_in).
+        b: B (d_out, r).
+        scale: s.
+
+    Shape: (d_out,), of the dtype of `squared`, above zero.
+    """
+    with torch.autocast(a.device.type, enabled=False):
+        along = _through(base, a).to(b.dtype)  # A Wᵀ (r, d_out)
+        cross = (b * along.T).sum(1, dtype=torch.float64)
+        update = scale**2 * (b @ (a @ a.T) * b).sum(1, dtype=torch.float64)
+    apart = squared.double() + update
+    return (apart + 2 * scale * cross).clamp_(min=FLOOR * apart + TINY).sqrt().to(squared.dtype)
+
+
+def weight_normed_linear(
+    base: nn.Module,
+    x: Tensor,
+    a: Tensor,
+    b: Tensor,
+    magnitude: Tensor,
+    norms: Tensor,
+    scale: float,
+    dropped: Tensor | None = None,
+) -> Tensor:
+    """Return ``c ⊙ (W x + s·B A dropped) + bias`` with ``c = magnitude / norms``.
+
+    Args:
+        base: The linear layer, frozen; quantised ones run their own forward.
+        x: (…, d_in).
+        a: A (r, d_in), any floating dtype.
+        b: B (d_out, r).
+        magnitude: m (d_out,).
+        norms: ‖W + s·B A‖ (d_out,), a constant.
+        scale: s.
+        dropped: What A sees of x, (…, d_in); None for x itself.
+
+    Shape: (…, d_out), in the dtype `base` computes in.
+    """
+    weight: Tensor | None = _dense_weight(base)
+    z, bias = None, base.bias
+    assert bias is None or isinstance(bias, Tensor)
+    if weight is None or weight.requires_grad or dropped is not None:
+        z, weight = _unbiased(base, x), None
+    low = x if dropped is None else dropped
+    y: Tensor = _WeightNormed.apply(low, a, b, magnitude, norms, scale, weight, bias, z)  # type: ignore[no-untyped-call]
+    return y
+
+
+@contextlib.contextmanager
+def without_bias(base: nn.Module) -> Iterator[None]:
+    """Run `base` without its bias for the block: a large one would take the bits of what is asked for."""
+    assert isinstance(base, nn.Linear)
+    bias = base.bias
+    base.bias = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        base.bias = bias
+
+
+def _dense_weight(base: nn.Module) -> Tensor | None:
+    """Return W (d_out, d_in) of a plain layer, None of one whose weight is stored in its own way."""
+    if isinstance(base, Conv1D):
+        return weight_of(base).T
+    return weight_of(base) if type(base) is nn.Linear else None
+
+
+def _unbiased(base: nn.Module, x: Tensor) -> Tensor:
+    """Return W x, by the layer's own forward where it has one without a bias."""
+    if isinstance(base, Conv1D):
+        return F.linear(x, weight_of(base).T)
+    with without_bias(base):
+        out: Tensor = base(x)
+    return out
+
+
+def _through(base: nn.Module, rows: Tensor) -> Tensor:
+    """Return ``rows Wᵀ``: in the rows' dtype for a plain base, in that of its own forward otherwise."""
+    weight = _dense_weight(base)
+    if weight is None:
+        return _unbiased(base, rows)
+    if weight.dtype == rows.dtype:
+        return product(rows, weight)
+    blocks = _blocks(len(weight), BLOCK // weight.shape[1])
+    return torch.cat([rows @ weight[block].to(rows.dtype).T for block in blocks], 1)
+
+
+def _blocks(length: int, step: int) -> Iterator[slice]:
+    """Cut ``range(length)`` into slices of `step`, at least 1, and a rest."""
+    step = max(1, step)
+    for start in range(0, length, step):
+        yield slice(start, min(start + step, length))
+
+
+class _WeightNormed(torch.autograd.Function):
+    """y = c ⊙ (W x + s·B u) + bias, u = A x, c = m / norm.
+
+    With g = ∂L/∂y and h = s·(g ⊙ c) B: ∂x = (g ⊙ c) W + h A, ∂A = hᵀ x, ∂B = s·c ⊙ (gᵀ u) and, from the
+    output itself, ∂m = Σ g ⊙ (y − bias) / m: x, u and y are all that is kept.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,  # (…, d_in)
+        a: Tensor,  # (r, d_in)
+        b: Tensor,  # (d_out, r)
+        magnitude: Tensor,  # (d_out,)
+        norms: Tensor,  # (d_out,)
+        scale: float,
+        weight: Tensor | None,  # (d_out, d_in), or None where W x comes from elsewhere: `z`
+        bias: Tensor | None,
+        z: Tensor | None,  # (…, d_out)
+    ) -> Tensor:
+        dtype = compute_dtype(x) if z is None else z.dtype
+        c = magnitude / norms
+        with torch.autocast(x.device.type, enabled=False):
+            rows = x.reshape(-1, x.shape[-1]).to(dtype)  # (N, d_in)
+            u = rows @ a.to(dtype).T  # (N, r)
+            if z is None:
+                assert weight is not None
+                y = product(rows, weight.to(dtype)).addmm_(u, b.to(dtype).T, alpha=scale)
+            else:
+                y = torch.addmm(z.reshape(-1, z.shape[-1]), u, b.to(dtype).T, alpha=scale)
+            _multiply(y, c, y)
+            out = y if bias is None else y + bias.to(dtype)
+        needs_a, needs_b, needs_m = ctx.needs_input_grad[1:4]
+        kept = rows if needs_a else None, u if needs_b else None, y if needs_m else None
+        ctx.save_for_backward(*kept, a, b, magnitude, c, weight)
+        ctx.scale, ctx.x_dtype, ctx.x_shape = scale, x.dtype, x.shape
+        return out.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        rows, u, y, a, b, magnitude, c, weight = ctx.saved_tensors
+        needs_x, needs_z = ctx.needs_input_grad[0], ctx.needs_input_grad[8]
+        g = grad.reshape(-1, grad.shape[-1])  # (N, d_out)
+        grad_x = grad_z = grad_a = grad_b = grad_m = None
+        with torch.autocast(g.device.type, enabled=False):
+            if y is not None:
+                share = torch.where(magnitude == 0, 0, 1 / magnitude)
+                grad_m = (_inner(g, y) * share).to(magnitude.dtype)
+            scaled = ctx.scale * c[:, None] * b  # s·c ⊙ B (d_out, r)
+            h = g @ scaled.to(g.dtype)  # (N, r)
+            if rows is not None:
+                grad_a = (h.T @ rows).to(a.dtype)
+            if u is not None:
+                grad_b = ((g.T @ u).to(b.dtype) * (ctx.scale * c[:, None])).to(b.dtype)
+            # The lowest adapted layer's input needs no gradient, and nothing below it is visited.
+            if needs_x and weight is not None:
+                inner = _multiply(g, c, torch.empty_like(g))
+                grad_x = product(inner, weight.to(g.dtype).T).addmm_(h, a.to(g.dtype))
+            elif needs_x:
+                grad_x = h @ a.to(g.dtype)
+            if needs_z:
+                grad_z = _multiply(g, c, torch.empty_like(g)).view(grad.shape)
+        grad_x = None if grad_x is None else grad_x.view(ctx.x_shape).to(ctx.x_dtype)
+        return grad_x, grad_a, grad_b, grad_m, None, None, None, None, grad_z
+
+
+def _multiply(rows: Tensor, c: Tensor, out: Tensor) -> Tensor:
+    """Write ``rows ⊙ c`` to `out` (N, d_out), rounded once: c in half precision would not move with m."""
+    if rows.dtype == c.dtype:
+        return torch.mul(rows, c, out=out)
+    for block in _blocks(len(rows), ROWS):
+        out[block] = rows[block] * c
+    return out
+
+
+def _inner(g: Tensor, y: Tensor) -> Tensor:
+    """Return ``Σ_n g_n ⊙ y_n`` (d_out,), in fp32 at least."""
+    wide = torch.promote_types(g.dtype, torch.float32)
+    total = torch.zeros(g.shape[1], dtype=wide, device=g.device)
+    for block in _blocks(len(g), ROWS):
+        total += (g[block].to(wide) * y[block]).sum(0)
+    return total
