@@ -16,6 +16,7 @@ from luthier_plugins.data_sources.jsonl import JsonLines
 from luthier_plugins.data_sources.mixture import Mixture
 from luthier_plugins.data_sources.parquet import Parquet
 from luthier_plugins.data_sources.reasoning_gym import ReasoningGym
+from luthier_plugins.optimisers.galore import GaLore
 from luthier_plugins.optimisers.paged_adamw import PagedAdamW
 from luthier_plugins.optimisers.paged_adamw_8bit import PagedAdamW8bit
 from luthier_plugins.trackers.wandb import WandB
@@ -110,6 +111,11 @@ class PagedAdamW8bitSuite(PagedAdamWSuite):
     method = PagedAdamW8bit
 
 
+class GaLoreSuite(OptimiserSuite):
+    method = GaLore
+    options = {"rank": 4, "refresh_every": 3}
+
+
 SUITES = {
     suite.method: suite
     for suite in (
@@ -124,5 +130,6 @@ SUITES = {
         PagedAdamW8bitSuite,
         ReasoningGymSuite,
         WandBSuite,
+        GaLoreSuite,
     )
 }

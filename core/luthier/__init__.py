@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from luthier.adam import AdamOptimiser
+    from luthier.adam import AdamOptimiser, module_of
     from luthier.adapter import Adapter
     from luthier.bnb import BitsAndBytesQuantiser
     from luthier.bnb_adam import BitsAndBytesAdam
@@ -46,14 +46,14 @@ if TYPE_CHECKING:
     from luthier.reward_model import RewardModel
     from luthier.row_filter import RowFilter
     from luthier.saving import save_model
-    from luthier.targets import select_matrices
+    from luthier.targets import is_target, select_matrices
     from luthier.tracker import Tracker
     from luthier.training import train
     from luthier.tree import Branch, Pack, Tree
     from luthier.weight_norm import row_norms, squared_row_norms, weight_normed_linear
 
 _HOMES = {
-    "adam": "AdamOptimiser",
+    "adam": "AdamOptimiser module_of",
     "adapter": "Adapter",
     "bnb": "BitsAndBytesQuantiser",
     "bnb_adam": "BitsAndBytesAdam",
@@ -82,7 +82,7 @@ _HOMES = {
     "reward_model": "RewardModel",
     "row_filter": "RowFilter",
     "saving": "save_model",
-    "targets": "select_matrices",
+    "targets": "is_target select_matrices",
     "tracker": "Tracker",
     "measuring": "evaluate",
     "training": "train",
@@ -96,12 +96,14 @@ __all__ = [
     "BitsAndBytesQuantiser", "Branch", "Codec", "ConfigError",
     "DataError", "DataSource", "EvaluationReport", "FileSource", "InBackward", "LinearAdapter",
     "Logprobs", "Loss", "LowRankAdapter", "LuthierError", "Merger", "ModelError", "Objective",
-    "Optimiser", "Pack", "Plugin", "PluginError", "Policy", "PreviewResult", "Quantiser", "Register",
+    "Optimiser", "Pack", "Plugin", "PluginError", "Policy", "PreviewResult", "ProjectedAdam",
+    "ProjectedAdamInBackward", "Quantiser", "Register",
     "RewardModel", "Row", "RowFilter", "Sample", "StepReport", "Supervise", "Tracker", "TrainResult",
     "Tree", "build_method", "compose", "copy_state", "evaluate", "file_sources", "hookimpl",
-    "linear_shape", "load_adapter", "low_rank_linear", "option", "parse_json", "plugins", "preview",
-    "principal_part", "refuse_adapted", "row_norms", "save_model", "squared_row_norms", "text_lines",
-    "train", "unknown", "weight_normed_linear", "weight_of", "without_nulls", "without_secrets",
+    "is_target", "linear_shape", "load_adapter", "low_rank_linear", "module_of", "option", "parse_json",
+    "plugins", "preview",
+    "principal_part", "refuse_adapted", "row_norms", "save_model", "select_matrices", "squared_row_norms",
+    "text_lines", "train", "unknown", "weight_normed_linear", "weight_of", "without_nulls", "without_secrets",
 ]  # fmt: skip
 
 

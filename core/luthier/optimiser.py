@@ -18,9 +18,14 @@ class Optimiser(Method):
     Attributes:
         skips_non_finite: A step whose gradient is not finite is left out by the optimiser itself, which
             counts it (``skipped`` of its `torch.optim.Optimizer`); elsewhere such a gradient ends the run.
+        needs_whole_parameters: It looks at whole matrices, which a process of a sharded run does not have.
+        after_backward: What to choose for steps after the backward pass, where `steps_in_backward` can be
+            true: ``"optimiser.layerwise=false"``.
     """
 
     skips_non_finite: ClassVar[bool] = False
+    needs_whole_parameters: ClassVar[bool] = False
+    after_backward: ClassVar[str] = "another optimiser"
 
     @abstractmethod
     def build(self, parameters: Iterable[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:

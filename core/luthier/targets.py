@@ -1,7 +1,7 @@
 """Which linear layers of a model an adapter changes."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -12,6 +12,7 @@ from luthier.errors import ConfigError, nearest
 
 ALL_LINEAR = "all-linear"
 _HEADS = frozenset({"lm_head", "embed_out", "score", "classifier"})
+_EMBEDDINGS = re.compile(r"(.*\.)?([^.]*embed[^.]*|wte|wpe)(\..*)?")
 
 
 def select(model: nn.Module, targets: Any) -> list[str]:
@@ -42,6 +43,38 @@ def select(model: nn.Module, targets: Any) -> list[str]:
     if any(linears[name] is _head(model) for name in found) and _tied(model):
         raise ConfigError(f"targets={targets} includes the output head, which is tied to the embedding")
     return found
+
+
+def select_matrices(matrices: Iterable[str], targets: Any) -> list[str]:
+    """Return those of the `matrices`, by module name, that `targets` means, in their order.
+
+    Like `select` where only names are known; ``"all-linear"`` is every one whose name is not that of an
+    embedding or an output head.
+
+    Raises:
+        ConfigError: A target matches none.
+    """
+    names: dict[str, Any] = dict.fromkeys(matrices)
+    if targets == ALL_LINEAR:
+        found = [name for name in names if is_target(ALL_LINEAR, name)]
+        if not found:
+            raise ConfigError(f"targets={ALL_LINEAR}: no matrix of a linear layer trains")
+        return found
+    if isinstance(targets, str) and targets.isidentifier():
+        targets = [targets]
+    if not isinstance(targets, str) and not _are_names(targets):
+        raise ConfigError(f"targets={targets}: expected names, a regular expression or {ALL_LINEAR}")
+    return _matching(targets, names) if isinstance(targets, str) else _ending(list(targets), names)
+
+
+def is_target(targets: Any, name: str) -> bool:
+    """Return whether `targets`, as `select_matrices` reads them, means the matrix called `name`."""
+    if targets == ALL_LINEAR:
+        return _last(name) not in _HEADS and not _EMBEDDINGS.fullmatch(name)
+    if isinstance(targets, str) and not targets.isidentifier():
+        return re.fullmatch(targets, name) is not None
+    suffixes = [targets] if isinstance(targets, str) else targets
+    return any(name == suffix or name.endswith(f".{suffix}") for suffix in suffixes)
 
 
 def matches(pattern: str, name: str) -> bool:
