@@ -9,6 +9,7 @@ from hydra.errors import HydraException
 from luthier.catalogue import catalogue
 from luthier.errors import ConfigError, LuthierError, PluginError, nearest
 from luthier.kinds import KINDS
+from luthier.presets import presets
 
 UNKNOWN_KEY = re.compile(r"Could not override '([^']+)'")
 UNKNOWN_CHOICE = re.compile(r"Could not find '([^']+)/([^'/]+)'(.*)", re.DOTALL)
@@ -28,7 +29,7 @@ def check_overrides(overrides: Iterable[str]) -> None:
     Raises:
         ConfigError: One names no option, or chooses a method by what cannot be a name.
     """
-    groups = {kind.group: kind for kind in KINDS.values()}
+    groups = {kind.group for kind in KINDS.values()}
     for one in overrides:
         if one.startswith("-"):
             continue
@@ -39,8 +40,6 @@ def check_overrides(overrides: Iterable[str]) -> None:
         if not parsed.key_or_group:
             raise ConfigError(f"'{one}' is no override: {FORM}")
         chooses = parsed.key_or_group in groups and not parsed.is_delete() and not parsed.is_sweep_override()
-        if chooses and parsed.value() is None and groups[parsed.key_or_group].optional:
-            continue
         if chooses and (not isinstance(parsed.value(), str | list) or parsed.value() == ""):
             known = ", ".join(_choices(parsed.key_or_group))
             raise ConfigError(f"{one}: expected the name of one of {known}")
@@ -77,7 +76,10 @@ def explain(error: Exception, known: Sequence[str]) -> LuthierError:
 
 
 def _choices(group: str) -> list[str]:
-    return [name for kind in KINDS.values() if kind.group == group for name in catalogue().names(kind.name)]
+    methods = [
+        name for kind in KINDS.values() if kind.group == group for name in catalogue().names(kind.name)
+    ]
+    return sorted({*methods, *presets(group)})
 
 
 def _unknown_choice(group: str, name: str, available: list[str]) -> LuthierError:

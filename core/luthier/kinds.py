@@ -18,7 +18,6 @@ class Kind:
         hook: The registration hook.
         base: ``module:class`` every method of the kind inherits.
         many: Several can be active in one run (``tracker=[progress,jsonl]``), each under ``<group>s.<name>``.
-        optional: A run can do without: ``<group>=null``.
     """
 
     name: str
@@ -26,7 +25,6 @@ class Kind:
     hook: str
     base: str
     many: bool = False
-    optional: bool = False
 
     def base_class(self) -> type:
         """Import and return the base class."""
@@ -43,7 +41,7 @@ KINDS: dict[str, Kind] = {
     kind.name: kind
     for kind in (
         Kind("adapter", "adapter", "register_adapters", "luthier.adapter:Adapter"),
-        Kind("quantiser", "quantiser", "register_quantisers", "luthier.quantiser:Quantiser", optional=True),
+        Kind("quantiser", "quantiser", "register_quantisers", "luthier.quantiser:Quantiser"),
         Kind("optimiser", "optimiser", "register_optimisers", "luthier.optimiser:Optimiser"),
         Kind("objective", "objective", "register_objectives", "luthier.objective:Objective"),
         Kind("reward_model", "reward_model", "register_reward_models", "luthier.reward_model:RewardModel"),

@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Collection, Iterator
-from importlib import resources
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from omegaconf import MISSING
 from rich.console import Console
@@ -15,10 +14,8 @@ from rich.table import Table
 from luthier import config
 from luthier.catalogue import catalogue
 from luthier.kinds import KINDS
+from luthier.presets import presets
 from luthier.settings import VERBS
-
-if TYPE_CHECKING:
-    from importlib.resources.abc import Traversable
 
 
 def show_usage(verb: str, overrides: list[str]) -> int:
@@ -31,7 +28,7 @@ def show_usage(verb: str, overrides: list[str]) -> int:
     chosen = dict(one.lstrip("+").split("=", 1) for one in overrides if "=" in one)
     for kind in KINDS.values():
         names = chosen.get(kind.group, "").strip("[]").split(",")
-        for name in (name for name in names if name and name not in _presets(kind.group)):
+        for name in (name for name in names if name and name not in presets(kind.group)):
             cls = catalogue().find(kind.name, name).cls
             console.print(f"\n[bold]{kind.group}={name}[/]  {(cls.__doc__ or '').strip()}")
             console.print(_grid(_options(cls, f"{kind.package(name)}.")))
@@ -51,28 +48,13 @@ def _groups(root: type[Any]) -> Iterator[tuple[str, str]]:
     config.prepare()
     fields = {field.name for field in dataclasses.fields(root)}
     for group in ("model", "recipe"):
-        if presets := _presets(group):
-            yield group, ", ".join(presets)
+        if found := presets(group):
+            yield group, ", ".join(found)
     for kind in KINDS.values():
         if {kind.group, f"{kind.group}s"} & fields:
-            yield kind.group, ", ".join([*catalogue().names(kind.name), *_presets(kind.group)]) or "none"
+            yield kind.group, ", ".join([*catalogue().names(kind.name), *presets(kind.group)]) or "none"
     if "eval_data" in fields:
         yield "data@eval_data", "the held-out rows, from any source of data"
-
-
-def _presets(group: str) -> list[str]:
-    """Return the names of every package's presets of `group`, the built-in ones included."""
-    names = set()
-    for package in ("luthier_conf", *catalogue().config_packages):
-        names |= set(_yaml_files(resources.files(package) / group, ""))
-    return sorted(names)
-
-
-def _yaml_files(folder: Traversable, prefix: str) -> Iterator[str]:
-    for file in folder.iterdir() if folder.is_dir() else ():
-        if file.name.endswith(".yaml"):
-            yield f"{prefix}{file.name.removesuffix('.yaml')}"
-        yield from _yaml_files(file, f"{prefix}{file.name}/")
 
 
 def _options(cls: type[Any], prefix: str, leave_out: Collection[str] = ()) -> Iterator[tuple[str, str]]:

@@ -35,7 +35,7 @@ def test_the_quickstart_recipe_sets_what_it_says():
         ("adaptr=lora", r"unknown option 'adaptr': did you mean 'adapter'\?"),
         ("optimizer.lr=1", r"unknown option 'optimizer.lr': did you mean 'optimiser.lr'\?"),
         ("bach_size=4", r"unknown option 'bach_size': did you mean 'batch_size'\?"),
-        ("adapter=lroa", r"unknown adapter 'lroa': did you mean 'lora'\? known: full, lora"),
+        ("adapter=lroa", r"unknown adapter 'lroa': did you mean 'lora'\? known: dora, full, lora"),
         ("data=jsnl", r"unknown data 'jsnl': did you mean 'jsonl'"),
         ("optimiser.lr=fast", r"optimiser.lr=fast: Value 'fast' .* could not be converted to Float"),
         ("+adapter.depth=4", r"nothing reads 'adapter.depth'"),
@@ -43,7 +43,7 @@ def test_the_quickstart_recipe_sets_what_it_says():
         ("batch_size", r"'batch_size' is no override: expected OPTION=VALUE"),
         ("=3", r"'=3' is no override: expected OPTION=VALUE"),
         ("run_dir=a=b", r"'run_dir=a=b' is no override: .* needs quotes"),
-        ("adapter=null", r"adapter=null: expected the name of one of full, lora"),
+        ("adapter=null", r"adapter=null: expected the name of one of dora, full, lora"),
         ("+adapter=full", r"adapter is chosen already: write adapter=NAME without the \+"),
         ("tracker=[metrics,wand]", r"unknown tracker 'wand': did you mean 'wandb'\?"),
         ("quantiser=nf5", r"unknown quantiser 'nf5'"),
@@ -210,5 +210,5 @@ def test_the_qlora_recipe_is_the_papers():
     assert (config.adapter.rank, config.adapter.alpha, config.adapter.dropout) == (64, 16, 0.1)
     assert config.adapter.targets == "all-linear"
     assert (config.optimiser.lr, config.schedule.name, config.clip_norm) == (2e-4, "constant", 0.3)
-    with pytest.raises(ConfigError, match="optimiser=paged_adamw needs cuda, .*choose optimiser=adamw"):
+    with pytest.raises(ConfigError, match=r"optimiser=paged_adamw needs cuda, .*choose optimiser=adamw"):
         compose("train", [*where[:-1], "model.device=cpu"])
