@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
+from luthier import schema
 from luthier.errors import ConfigError
+from luthier.optimiser import Optimiser
 from luthier.precision import pick_device
+
+if TYPE_CHECKING:
+    from luthier.parallel import Processes
 
 Chosen = Mapping[str, tuple[str, type[Any]]]
 """The methods of a run: kind → name and class."""
@@ -32,6 +37,36 @@ def device_refusal(chosen: Chosen, device_type: str) -> str | None:
     return None
 
 
+def clipping_refusal(config: DictConfig, name: str, cls: type[Optimiser]) -> str | None:
+    """Return the one line that says why the optimiser `name`, as configured, goes with no clip_norm."""
+    if config.clip_norm is None or cls.steps_in_backward is Optimiser.steps_in_backward:
+        return None
+    if not schema.build(cls, config.optimiser).steps_in_backward:
+        return None
+    return (
+        f"optimiser={name} moves parameters inside the backward pass, before the gradient's norm is known: "
+        f"set clip_norm=null, or {cls.after_backward}"
+    )
+
+
+def check_processes(name: str, optimiser: Optimiser, processes: Processes) -> None:
+    """Refuse an optimiser that cannot do what several processes need.
+
+    Raises:
+        ConfigError: With what to choose instead.
+    """
+    if processes.count > 1 and optimiser.steps_in_backward:
+        raise ConfigError(
+            f"optimiser={name} moves parameters inside the backward pass, before gradients are summed over "
+            f"{processes.count} processes: launch one, or {optimiser.after_backward}"
+        )
+    if processes.sharded and optimiser.needs_whole_parameters:
+        raise ConfigError(
+            f"optimiser={name} needs whole parameters, and FSDP2 gives every process a part of each: launch "
+            "without --use_fsdp, or choose optimiser=adamw"
+        )
+
+
 def check_combination(config: DictConfig, chosen: Chosen, loading: bool = True) -> None:
     """Refuse methods that do not go together, or, where a model is `loading`, not with the device.
 
@@ -41,5 +76,7 @@ def check_combination(config: DictConfig, chosen: Chosen, loading: bool = True) 
     said = refusal(chosen)
     if said is None and loading and any(cls.needs_device for _, cls in chosen.values()):
         said = device_refusal(chosen, pick_device(config.model.device).type)
+    if said is None and loading and "optimiser" in chosen:
+        said = clipping_refusal(config, *chosen["optimiser"])
     if said:
         raise ConfigError(said)

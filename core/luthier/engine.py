@@ -17,11 +17,13 @@ import torch
 from torch import nn
 
 from luthier.data import Sampler
-from luthier.meter import Guard, Meter, Unmoved
+from luthier.meter import Guard, Meter, Skips, Unmoved
 from luthier.objective import Objective
+from luthier.optimiser import InBackward
 from luthier.parallel import Processes, local_tensor, whole_tensor
+from luthier.peak import peak_memory_mb
 from luthier.policy import Policy
-from luthier.report import StepReport, peak_memory_mb
+from luthier.report import StepReport
 from luthier.tree import Pack, Tree, cut
 
 
@@ -37,6 +39,7 @@ class Plan:
         evaluate_every: Steps between evaluations; 0: none.
         patience: Evaluations without a better loss before the run stops; None: it does not.
         keep_best: Save a checkpoint whenever an evaluation is the best so far.
+        skips_non_finite: The optimiser leaves out gradients that are not finite.
     """
 
     total_steps: int
@@ -46,6 +49,7 @@ class Plan:
     evaluate_every: int = 0
     patience: int | None = None
     keep_best: bool = False
+    skips_non_finite: bool = False
 
 
 @dataclass
@@ -121,6 +125,8 @@ class Loop:
         self._parameters = [p for p in self.policy.model.parameters() if p.requires_grad]
         self._meter = Meter.of(self.progress.window if self.processes.main else {})
         self._guard = Guard()
+        self._in_backward = self.optimiser if isinstance(self.optimiser, InBackward) else None
+        self._skips = Skips(self.optimiser)
         self._start = time.perf_counter()
 
     def run(self) -> Progress:
@@ -150,7 +156,10 @@ class Loop:
         return self.plan.patience is not None and self.progress.worse >= self.plan.patience
 
     def _save(self) -> None:
-        self._check(float(self._norm))  # a checkpoint holds no broken weights
+        if self.plan.skips_non_finite:
+            self._check(math.nan if any(self.processes.gather(self._guard.saw_one)) else 0.0)
+        else:
+            self._check(float(self._norm))  # a checkpoint holds no broken weights
         self._pause()
         # Sums of all processes, as another number of them may take them up.
         self.progress.window = Meter.sums_of(self.processes.gather(self._meter.state()))
@@ -160,22 +169,32 @@ class Loop:
     def _step(self, step: int) -> None:
         trees = [self.trees[i] for i in self.sampler.batch(step - 1)]
         weight = self._accumulate(trees, step)
-        weight_of_all = self.processes.sum_gradients(self._parameters, weight)
-        norm = normalise(self._parameters, weight_of_all, self.plan.clip_norm)
-        self._guard.see(norm, step)
-        if self.policy.device.type == "cpu":  # where looking costs nothing, the weights stay good
-            self._check(float(norm))
-        self._norm, self._rate = norm, float(self.schedule.get_last_lr()[0])
-        self.optimiser.step()
+        self._rate = float(self.schedule.get_last_lr()[0])
+        if self._in_backward:
+            self.optimiser.step()
+            self._see(self._in_backward.gradient_norm(), step)
+        else:
+            weight_of_all = self.processes.sum_gradients(self._parameters, weight)
+            self._see(normalise(self._parameters, weight_of_all, self.plan.clip_norm), step)
+            self.optimiser.step()
         self.schedule.step()
         self.optimiser.zero_grad(set_to_none=True)
         self.progress.step = step
         self.progress.window_tokens += sum(tree.tokens for tree in trees)
 
+    def _see(self, norm: torch.Tensor, step: int) -> None:
+        self._norm = norm
+        if self.plan.skips_non_finite:
+            return
+        self._guard.see(norm, step)
+        if self.policy.device.type == "cpu":  # where looking costs nothing, the weights stay good
+            self._check(float(norm))
+
     def _accumulate(self, trees: Sequence[Tree], step: int) -> float:
         packs = [[trees[i] for i in pack] for pack in cut(trees, self.plan.pack_tokens, self.processes.count)]
         mine = self.processes.share(packs)
-        weight = accumulate(self.policy, self.objective, mine, self._meter, self._guard, step)
+        guard, moving = self._guard, self._in_backward
+        weight = accumulate(self.policy, self.objective, mine, self._meter, guard, step, moving)
         if self.processes.sharded:
             # Every process must take part in every forward and backward pass.
             for _ in range(-(-len(packs) // self.processes.count) - len(mine)):
@@ -201,7 +220,8 @@ class Loop:
         self._pause()
         means, norm, progress = self._meter.drain(self.processes), float(self._norm), self.progress
         loss = means.pop("loss")
-        self._check(norm if math.isfinite(loss) else loss)
+        self._check(norm if math.isfinite(loss) and not self.plan.skips_non_finite else loss)
+        means |= self._skips.look(progress.step)
         self._guard.clear()
         progress.seconds += progress.window_seconds
         progress.tokens += progress.window_tokens
@@ -248,14 +268,20 @@ def accumulate(
     meter: Meter,
     guard: Guard | None = None,
     step: int = 1,
+    in_backward: InBackward | None = None,
 ) -> float:
-    """Run forward and backward over `packs`; gradients hold the *sum*. Return its weight."""
+    """Run forward and backward over `packs`; gradients hold the *sum*. Return its weight.
+
+    An `in_backward` optimiser divides by it itself, and has moved the parameters when the last pack is done.
+    """
     weight = 0.0
-    for trees in packs:
+    for number, trees in enumerate(packs, 1):
         loss = objective.loss(policy, Pack.of(trees, policy.device))
+        weight += loss.weight
+        if in_backward:
+            in_backward.announce(last=number == len(packs), weight=weight)
         loss.total.backward()  # type: ignore[no-untyped-call]
         meter.add(loss)
-        weight += loss.weight
         if guard:
             guard.see(loss.total, step, [tree.origin for tree in trees])
     return weight

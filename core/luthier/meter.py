@@ -13,6 +13,7 @@ from torch import nn
 
 from luthier.errors import LuthierError
 from luthier.objective import Loss
+from luthier.optimiser import Skipping
 from luthier.parallel import Processes, local_tensor
 
 log = logging.getLogger("luthier")
@@ -79,6 +80,11 @@ class Guard:
         self._first = place if self._first is None else torch.where(self._first < 0, place, self._first)
         self._seen.append((step, origins))
 
+    @property
+    def saw_one(self) -> bool:
+        """Whether one of the numbers was none; asks the device."""
+        return self._first is not None and int(self._first) >= 0
+
     def stop(self, processes: Processes, rows_of: Callable[[int], list[str]]) -> NoReturn:
         """Say which rows gave the first number that was none; every process must call it.
 
@@ -127,6 +133,28 @@ class Unmoved:
                 len(still), len(self._named), step, ", ".join(still[:NAMED]), more,
             )  # fmt: skip
         self._named, self._before = [], []
+
+
+class Skips:
+    """Asks an optimiser that leaves out gradients that are not finite how often it did."""
+
+    def __init__(self, optimiser: torch.optim.Optimizer) -> None:
+        self._optimiser = optimiser if isinstance(optimiser, Skipping) else None
+        self._warned = False
+
+    def look(self, step: int) -> dict[str, float]:
+        """Return the count as a metric, if there is something to count; the first time, warn as well."""
+        count = self._optimiser.skipped if self._optimiser else 0
+        if not count:
+            return {}
+        if not self._warned:
+            log.warning(
+                "up to step %d, %d times a parameter stayed: its gradient was not finite",
+                step,
+                count,
+            )
+        self._warned = True
+        return {"skipped_updates": float(count)}
 
 
 def _mark(parameter: torch.Tensor) -> torch.Tensor:

@@ -42,6 +42,15 @@ class Optimiser(Method):
 
 
 @runtime_checkable
+class Skipping(Protocol):
+    """A `torch.optim.Optimizer` that leaves out gradients that are not finite."""
+
+    @property
+    def skipped(self) -> int:
+        """How often a parameter was left as it was because its gradient was not finite; asks the device."""
+
+
+@runtime_checkable
 class InBackward(Protocol):
     """A `torch.optim.Optimizer` that moves every parameter inside the backward pass and frees its gradient.
 
