@@ -1,0 +1,132 @@
+"""What the quantisers of bitsandbytes share: the library is there, layers are chosen, and stay as loaded."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import re
+from abc import abstractmethod
+from importlib.metadata import version
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from luthier.bnb_loading import chosen_layers
+from luthier.errors import ConfigError
+from luthier.quantiser import Quantiser
+from luthier.targets import matches
+
+BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
+"""Weights that may share a scale in 4 bits."""
+_HALF_STEP = 0.2
+"""More than half the widest gap of the 4-bit code (0.152), relative to the largest weight of a block."""
+_METHOD = "bitsandbytes"
+
+
+class BitsAndBytesQuantiser(Quantiser):
+    """A `Quantiser` whose layers are those of bitsandbytes; concrete classes declare `skip` as an option.
+
+    Attributes:
+        bits: Of a stored weight: 4 or 8.
+        sizes: The blocks of weights that may share a scale in 4 bits.
+        skip: Suffix names or regular expressions of layers that stay in the model's dtype.
+    """
+
+    bits: ClassVar[int]
+    sizes: ClassVar[tuple[int, ...]] = BLOCK_SIZES
+    skip: list[str]
+
+    @abstractmethod
+    def library_options(self, dtype: torch.dtype) -> dict[str, Any]:
+        """Return options of ``BitsAndBytesConfig``, and ``block_size``, for a model in `dtype`."""
+
+    def load_options(self, model_config: Any, dtype: torch.dtype) -> dict[str, Any]:
+        """Return ``quantization_config``, which makes transformers quantise each weight as it is read.
+
+        Raises:
+            ConfigError: bitsandbytes is missing, or its library for this device is.
+        """
+        require()
+        options = chosen_layers(self.bits, self.skip, **self.library_options(dtype))
+        return {"quantization_config": options}
+
+    def finish(self, model: nn.Module) -> None:
+        """Keep the layers as they were loaded, whatever runs first; see `settle`."""
+        settle(model)
+
+    def quantises(self, name: str) -> bool:
+        """Return whether no pattern of `skip` fits the linear layer called `name`."""
+        return not any(matches(pattern, name) for pattern in self.skip)
+
+
+def require() -> Any:
+    """Return the module bitsandbytes, with the native library for this machine.
+
+    Raises:
+        ConfigError: One of them is missing; which, and how to get it.
+    """
+    # It would tell of kernels that nothing asked for, and of every cast of its 8-bit layers.
+    logging.getLogger(_METHOD).setLevel(logging.ERROR)
+    try:
+        import bitsandbytes
+        from bitsandbytes import cextension
+    except ImportError as error:
+        raise ConfigError(f"bitsandbytes cannot be used ({error}): pip install -U bitsandbytes") from error
+    lib: Any = cextension.lib
+    if isinstance(lib, cextension.ErrorHandlerMockBNBNativeLibrary):
+        raise ConfigError(_missing(cextension, str(lib.error_msg)))
+    return bitsandbytes
+
+
+def _missing(cextension: Any, said: str) -> str:
+    """Return the line for a bitsandbytes whose native library does not load."""
+    installed = f"bitsandbytes {version(_METHOD)}"
+    if not torch.cuda.is_available():
+        file = f"libbitsandbytes_cpu{cextension.DYNAMIC_LIBRARY_SUFFIX}"
+        return f"{installed} lacks {file}, its kernels for CPU: pip install -U --force-reinstall bitsandbytes"
+    if named := re.search(r"libbitsandbytes_\w+\.\w+", said):
+        built = ", ".join(cextension.get_available_cuda_binary_versions()) or "none"
+        return (
+            f"{installed} lacks {named[0]}, its kernels for CUDA {torch.version.cuda} (it has those for "
+            f"{built}): pip install -U bitsandbytes, or a torch built for one of these"
+        )
+    return f"{installed} cannot load its kernels for CUDA {torch.version.cuda}: {said}"
+
+
+def settle(model: nn.Module) -> None:
+    """Keep the 4-bit layers of `model` from changing, and look that this machine reads them right.
+
+    On a CPU with AVX-512 bf16, bitsandbytes packs a layer anew at its first forward pass in eval mode: its
+    scales are rounded to bf16, and what comes after has no gradient. Training would depend on whether an
+    evaluation came first, and lose what flows through the base.
+
+    Raises:
+        ConfigError: bitsandbytes misreads a layer whose rows are no whole blocks.
+    """
+    bitsandbytes = require()
+    for name, layer in model.named_modules():
+        if isinstance(layer, bitsandbytes.nn.Linear4bit):
+            layer.support_avx512bf16_for_cpu = False
+            size, width, device = layer.weight.blocksize, layer.in_features, layer.weight.device
+            if width % size and _misreads(width, size, layer.weight.quant_state.dtype, device):
+                fitting = [one for one in BLOCK_SIZES if one < size and width % one == 0]
+                smaller = f"choose quantiser.block_size={fitting[-1]}, or " if fitting else ""
+                raise ConfigError(
+                    f"bitsandbytes {version(_METHOD)} misreads {name} on {device}: its rows of {width} are "
+                    f"no whole blocks of {size}; {smaller}leave it out: "
+                    f"quantiser.skip=[{name.rpartition('.')[2]}]"
+                )
+
+
+@functools.cache
+def _misreads(width: int, size: int, dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether rows of `width` come back from blocks of `size` with the scale of another block."""
+    functional = require().functional
+    count = 16 * size
+    drawn = torch.randn(count * width, generator=torch.Generator().manual_seed(0)).view(-1, size)
+    drawn *= 8.0 ** (torch.arange(len(drawn)) % 3)[:, None]
+    weight = drawn.view(count, width).to(device, dtype)
+    back = functional.dequantize_4bit(*functional.quantize_4bit(weight, blocksize=size, quant_type="nf4"))
+    off = (back - weight).float().view(-1, size).abs().amax(1)
+    return bool((off > _HALF_STEP * weight.float().view(-1, size).abs().amax(1)).any())
