@@ -9,6 +9,7 @@ or a hook on a child.
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import itertools
 from collections.abc import Callable, Iterator
@@ -41,7 +42,7 @@ def fuse(model: nn.Module) -> dict[str, str]:
     fused = {}
     for name, module in model.named_modules():
         for kind, find in (("mlp", _mlp), ("norm", _norm), ("linear", _linear)):
-            forward = next((fit for fit, width in find(module) if _agrees(module, fit, width)), None)
+            forward = _fitting(module, find)
             if forward is not None and "forward" not in vars(module):
                 module.forward = forward
                 fused[name] = kind
@@ -63,6 +64,38 @@ def unfused(model: nn.Module) -> Iterator[None]:
     finally:
         for module, forward in ours.items():
             module.forward = forward
+
+
+def _fitting(
+    module: nn.Module, find: Callable[[nn.Module], Iterator[Candidate]]
+) -> Callable[[Tensor], Tensor] | None:
+    """Return the first forward that `find` proposes for `module` and that agrees with its own."""
+    proposed = list(find(module))
+    judged = _small(module) if proposed else module
+    pairs = zip(proposed, find(judged), strict=True)
+    return next((fit for (fit, _), (like, width) in pairs if _agrees(judged, like, width)), None)
+
+
+def _small(module: nn.Module) -> nn.Module:
+    """Return `module`, or if it is of shapes alone a small copy with drawn weights, to be judged for it."""
+    weights = list(module.parameters())
+    if not any(weight.is_meta for weight in weights):
+        return module
+    sizes = sorted({size for weight in weights for size in weight.shape})
+    small = {size: 8 * (2 + place) for place, size in enumerate(sizes)}
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(weight: Tensor) -> nn.Parameter:
+        values = torch.randn([small[size] for size in weight.shape], generator=generator)
+        return nn.Parameter(values.to(weight.dtype), weight.requires_grad)
+
+    def copied(of: nn.Module) -> nn.Module:
+        twin = copy.copy(of)
+        twin._parameters = {name: p if p is None else drawn(p) for name, p in of._parameters.items()}
+        twin._modules = {name: m if m is None else copied(m) for name, m in of._modules.items()}
+        return twin
+
+    return copied(module)
 
 
 def _mlp(module: nn.Module) -> Iterator[Candidate]:
@@ -143,8 +176,6 @@ def _listened(module: nn.Module) -> bool:
 def _agrees(module: nn.Module, forward: Callable[[Tensor], Tensor], width: int) -> bool:
     """Compare value and input gradient with the module's own forward."""
     weight = next(module.parameters())
-    if weight.is_meta:
-        return False
     drawn = torch.randn(2, ROWS, width, generator=torch.Generator().manual_seed(0))
     try:
         expected = _value_and_gradient(type(module).forward.__get__(module), drawn, weight)

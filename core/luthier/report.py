@@ -5,14 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import platform
-import resource
-import sys
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-
-import torch
 
 
 @dataclass(frozen=True)
@@ -100,6 +96,8 @@ class TrainResult:
         peak_memory_mb: Peak memory: of the accelerator, or of the process on CPU.
         versions: Versions that ran.
         restored_step: The step whose weights were kept (evaluation.restore_best); None: the last one.
+        predicted_memory_mb: What was planned for the steps before the first; None where it could not be.
+        measured_memory_mb: Peak memory during the steps; None where the system cannot tell it apart.
     """
 
     run_dir: Path
@@ -117,14 +115,8 @@ class TrainResult:
     peak_memory_mb: float
     versions: dict[str, str]
     restored_step: int | None = None
-
-
-def peak_memory_mb(device: torch.device) -> float:
-    """Return the peak memory in MiB: allocated on an accelerator, resident on CPU."""
-    if device.type == "cuda":
-        return float(torch.cuda.max_memory_allocated(device)) / 2**20
-    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return used / 2**20 if sys.platform == "darwin" else used / 2**10
+    predicted_memory_mb: float | None = None
+    measured_memory_mb: float | None = None
 
 
 def versions() -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
 from dataclasses import dataclass
@@ -12,9 +13,10 @@ from omegaconf import DictConfig
 from torch import nn
 
 from luthier import config as configs
-from luthier import resume, signals
+from luthier import peak, resume, signals
 from luthier.adapter import Adapter
 from luthier.checkpoint import Checkpoint, Checkpoints
+from luthier.combining import check_processes
 from luthier.data import Encoded, Sampler
 from luthier.engine import Loop, Plan, Progress
 from luthier.errors import ConfigError
@@ -23,14 +25,17 @@ from luthier.header import header, parameter_counts
 from luthier.measuring import evaluator_of, policy_of
 from luthier.model import LoadedModel, load_model
 from luthier.objective import Objective
+from luthier.optimiser import Optimiser
 from luthier.parallel import Processes
+from luthier.plan_memory import Methods
+from luthier.plan_run import packs_of, predicted
 from luthier.policy import Policy
+from luthier.pretrained import quiet
 from luthier.recorder import Recorder
 from luthier.report import (
     EvaluationReport,
     TrainResult,
     as_json,
-    peak_memory_mb,
     versions,
     write_json,
 )
@@ -72,6 +77,7 @@ class _Training:
     processes: Processes
     loaded: LoadedModel
     adapter: Adapter
+    optimiser: Optimiser
     objective: Objective
     policy: Policy
     data: Encoded
@@ -82,6 +88,8 @@ class _Training:
     def prepare(cls, config: DictConfig, run_dir: Path, processes: Processes) -> _Training:
         """Build every method, load the model, attach the adapter, encode the data."""
         seed_everything(config.seed, processes.rank)
+        optimiser: Optimiser = configs.build("optimiser", config.optimiser)
+        check_processes(config.optimiser.name, optimiser, processes)
         adapter: Adapter = configs.build("adapter", config.adapter)
         objective: Objective = configs.build("objective", config.objective)
         quantiser = configs.build("quantiser", config.quantiser) if config.quantiser else None
@@ -89,13 +97,16 @@ class _Training:
         data, held_out = training_rows(config, loaded, objective)
         adapter.attach(loaded.model, torch.Generator().manual_seed(config.seed))
         if config.model.gradient_checkpointing:
-            loaded.model.gradient_checkpointing_enable({"use_reentrant": False})
+            with quiet():
+                loaded.model.gradient_checkpointing_enable({"use_reentrant": False})
         # After the adapter, which may have changed the output head that the policy looks at.
         policy = policy_of(loaded, config.model.fused)
         evaluator = evaluator_of(config, policy, loaded, objective, held_out, processes) if held_out else None
         hooks(processes).after_model_prepared(model=loaded.model, config=config)
         twin = processes.distribute(policy)
-        return cls(config, run_dir, processes, loaded, adapter, objective, policy, data, evaluator, twin)
+        return cls(
+            config, run_dir, processes, loaded, adapter, optimiser, objective, policy, data, evaluator, twin
+        )
 
     def go(self) -> TrainResult:
         """Evaluate, train, evaluate, save, read back, sum up."""
@@ -115,17 +126,30 @@ class _Training:
         hook.before_train(
             run_dir=self.run_dir, config=self.config, total_steps=total_steps, start_step=progress.step
         )
+        planned = self._predicted(sampler, total_steps)
+        told_apart = peak.restart(self.policy.device)
         with signals.caught() as recorder.signalled:
             self._loop(recorder, sampler, progress).run()
-        return self._finish(recorder, progress)
+        measured = peak.since_restart_mb(self.policy.device) if told_apart else None
+        return self._finish(recorder, progress, (planned, measured))
 
-    def _finish(self, recorder: Recorder, progress: Progress) -> TrainResult:
-        peak = peak_memory_mb(self.policy.device)
+    def _predicted(self, sampler: Sampler, total_steps: int) -> float | None:
+        quantiser = configs.build("quantiser", self.config.quantiser) if self.config.quantiser else None
+        methods = Methods(self.adapter, self.optimiser, self.objective, quantiser)
+        options = self.config.model.fused, self.config.model.gradient_checkpointing
+        packs = packs_of(self.data.trees, sampler, total_steps, self.config.pack_tokens)
+        return predicted(self.loaded, methods, options, packs, self.processes)
+
+    def _finish(
+        self, recorder: Recorder, progress: Progress, memory: tuple[float | None, float | None]
+    ) -> TrainResult:
+        highest = peak.peak_memory_mb(self.policy.device)
         restored = self._restore_best(recorder, progress)
         # Saved first: whatever the evaluation meets, the training is not lost.
         self._save()
         after = recorder.evaluated(restored or progress.step, answer=True)
-        result = self._result(progress, recorder.before, after, peak, restored)
+        result = self._result(progress, recorder.before, after, highest, restored)
+        result = dataclasses.replace(result, predicted_memory_mb=memory[0], measured_memory_mb=memory[1])
         if self.processes.main:
             write_json(self.run_dir / SUMMARY, as_json(result))
         hooks(self.processes).after_train(result=result)
@@ -140,6 +164,7 @@ class _Training:
             evaluate_every=self.config.evaluation.every if self.evaluator else 0,
             patience=self.config.evaluation.patience,
             keep_best=self.config.evaluation.restore_best,
+            skips_non_finite=self.optimiser.skips_non_finite,
         )
         state = recorder.state
         return Loop(
@@ -149,7 +174,7 @@ class _Training:
 
     def _recorder(self, total_steps: int) -> Recorder:
         trained = [(name, p) for name, p in self.loaded.model.named_parameters() if p.requires_grad]
-        optimiser = configs.build("optimiser", self.config.optimiser).build(trained)
+        optimiser = self.optimiser.build(trained)
         lr_schedule = schedule(self.config.schedule, optimiser, total_steps)
         state = TrainingState(self.loaded.model, optimiser, lr_schedule, self.processes)
         return Recorder(
@@ -203,7 +228,7 @@ class _Training:
         progress: Progress,
         before: EvaluationReport | None,
         after: EvaluationReport | None,
-        peak: float,
+        highest: float,
         restored: int | None,
     ) -> TrainResult:
         trained, total = parameter_counts(self.loaded.model)
@@ -221,7 +246,7 @@ class _Training:
             tokens=progress.tokens,
             tokens_per_second=progress.tokens / progress.seconds,
             seconds=progress.seconds,
-            peak_memory_mb=peak,
+            peak_memory_mb=highest,
             versions=versions(),
             restored_step=restored,
         )

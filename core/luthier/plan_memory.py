@@ -1,0 +1,190 @@
+"""What a training step holds in memory, each part from the class that brings it."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from transformers import PreTrainedModel
+
+from luthier.adapter import Adapter
+from luthier.objective import Loss, Objective
+from luthier.optimiser import Optimiser
+from luthier.plan_shapes import QuantisedShape, Sampled, attach, quantise
+from luthier.plan_simulation import Pass, Setting, simulate
+from luthier.policy import Policy
+from luthier.quantiser import Quantiser
+from luthier.tree import Pack, Tree
+
+log = logging.getLogger("luthier")
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of a training step when it holds the most.
+
+    Attributes:
+        weights: The base, quantised or not, buffers included.
+        adapter: What the adapter adds to it.
+        gradients: Of everything that trains; the largest one where the optimiser frees each.
+        optimiser: The optimiser's states.
+        held: Other models the objective holds: reference, reward model, heads.
+        activations: What the forward pass keeps for the backward pass.
+        workspace: What comes and goes on top: chunks of the head, dequantised weights, tiles of attention.
+        baseline: The process before the model is loaded; on a GPU, what the driver keeps.
+        saving: Copies that a checkpoint makes on the CPU, when gradients and activations are gone.
+    """
+
+    weights: float
+    adapter: float
+    gradients: float
+    optimiser: float
+    held: float
+    activations: float
+    workspace: float
+    baseline: float
+    saving: float = 0.0
+
+    @property
+    def total(self) -> float:
+        """The sum while a step runs, or while a checkpoint is saved, whichever is more."""
+        step = self.gradients + self.activations + self.workspace
+        resting = self.weights + self.adapter + self.optimiser + self.held + self.baseline
+        return resting + max(step, self.saving)
+
+
+@dataclass(frozen=True)
+class Methods:
+    """The methods of a run."""
+
+    adapter: Adapter
+    optimiser: Optimiser
+    objective: Objective
+    quantiser: Quantiser | None = None
+
+
+@dataclass
+class Counted:
+    """A model with its adapter, counted exactly; tied weights count once.
+
+    Attributes:
+        model: The model, whole or sampled; no longer than until its passes are known.
+        quantised: Names of the quantised layers.
+        parameters: All of them, the adapter's included.
+        trained: Those that train.
+        weights: Bytes of the base.
+        adapter: Bytes of the adapter.
+        gradients: Bytes of the gradients of all that trains.
+        largest: Bytes of the largest of them.
+        shapes: Trained tensors: name, shape, how many.
+    """
+
+    model: Sampled
+    quantised: frozenset[str] = frozenset()
+    parameters: int = 0
+    trained: int = 0
+    weights: float = 0.0
+    adapter: float = 0.0
+    gradients: float = 0.0
+    largest: float = 0.0
+    shapes: list[tuple[str, tuple[int, ...], int]] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, model: Sampled, adapter: Adapter, quantiser: Quantiser | None) -> Counted:
+        """Quantise the shapes of `model` and attach `adapter`, in place, and count.
+
+        Raises:
+            ConfigError: The adapter's options do not fit the model.
+        """
+        counted = cls(model, quantise(model.model, quantiser) if quantiser else frozenset())
+        base = {id(tensor) for tensor in _tensors(model.model).values()}
+        attach(model.model, adapter)
+        packed = {id(one.weight) for one in model.model.modules() if isinstance(one, QuantisedShape)}
+        bits = quantiser.bits_per_weight() if quantiser else 0.0
+        for name, tensor in _tensors(model.model).items():
+            count, dense = model.share(name), float(tensor.nbytes)
+            size = tensor.numel() * bits / 8 if id(tensor) in packed else dense
+            counted.weights += count * size * (id(tensor) in base)
+            counted.adapter += count * size * (id(tensor) not in base)
+            if isinstance(tensor, torch.nn.Parameter):
+                counted.parameters += count * tensor.numel()
+            if tensor.requires_grad:
+                counted.trained += count * tensor.numel()
+                counted.gradients += count * dense
+                counted.largest = max(counted.largest, dense)
+                counted.shapes.append((name, tuple(tensor.shape), count))
+        return counted
+
+    def states(self, optimiser: Optimiser) -> float:
+        """Return the bytes of the states of `optimiser`."""
+        return sum(count * optimiser.state_bytes(name, shape) for name, shape, count in self.shapes)
+
+
+def passed(model: Sampled, trees: Sequence[Tree], objective: Objective, setting: Setting) -> Pass:
+    """Return what a pack of `trees` takes in the whole of `model`.
+
+    The samples are run with and without one layer of every kind; the difference is that layer's share.
+    """
+    whole = _simulated(copy.deepcopy(model.model), trees, objective, setting)
+    total = whole
+    for place, count in enumerate(model.stands_for):
+        if count > 1:
+            less = _simulated(model.without(place), trees, objective, setting)
+            total = total.plus(whole, count - 1).plus(less, 1 - count)
+    return total
+
+
+def _simulated(
+    model: PreTrainedModel, trees: Sequence[Tree], objective: Objective, setting: Setting
+) -> Pass:
+    spare = copy.deepcopy(model)
+    try:
+        return simulate(model, trees, objective, setting)
+    except Exception as error:  # noqa: BLE001 - a loss that looks at values cannot run without any
+        log.debug("%s cannot be run on shapes (%s)", type(objective).__name__, error)
+        return simulate(spare, trees, _Likelihood(), setting)
+
+
+class _Likelihood(Objective):
+    """The sum of the log-probabilities: what any loss on completions computes, and next to nothing more."""
+
+    def encode(self, row: object, codec: object) -> Tree:
+        raise NotImplementedError
+
+    def loss(self, policy: Policy, pack: Pack) -> Loss:
+        return Loss(policy.logprobs(pack).values.sum(), 1.0)
+
+
+def memory(counted: Counted, methods: Methods, one: Pass, setting: Setting, baseline: float) -> Memory:
+    """Put the parts together; `one` is the pass of `setting`."""
+    frees = methods.optimiser.steps_in_backward
+    # A pass that makes its gradients itself has counted them.
+    peak = one.peak if setting.several else max(0.0, one.peak - counted.gradients)
+    kept = min(one.kept, peak)
+    return Memory(
+        weights=counted.weights,
+        adapter=counted.adapter,
+        gradients=counted.largest if frees else counted.gradients,
+        optimiser=counted.states(methods.optimiser),
+        held=_held(counted, methods),
+        activations=kept,
+        workspace=peak - kept,
+        baseline=baseline,
+        saving=2 * counted.gradients + counted.states(methods.optimiser) if setting.device == "cpu" else 0.0,
+    )
+
+
+def _held(counted: Counted, methods: Methods) -> float:
+    """Return the bytes of the other models: a base that does not train is its own reference."""
+    width = counted.model.model.config.get_text_config().hidden_size
+    sizes = {"copy": counted.weights, "head": 4.0 * width}
+    reference = methods.objective.needs_reference and methods.adapter.trains_base
+    return sum(sizes[kind] for kind in methods.objective.holds.values()) + counted.weights * reference
+
+
+def _tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return dict(itertools.chain(model.named_parameters(), model.named_buffers()))

@@ -1,0 +1,81 @@
+"""What a run is going to take, said before its first step: beside the measured peak, in its summary."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import torch
+
+from luthier.data import Sampler
+from luthier.model import LoadedModel
+from luthier.parallel import Processes
+from luthier.peak import resident_bytes
+from luthier.plan_memory import Counted, Memory, Methods, memory, passed
+from luthier.plan_shapes import Sampled, on_meta
+from luthier.plan_simulation import Setting
+from luthier.tree import Tree, cut
+
+log = logging.getLogger("luthier")
+
+LOOKED_AT = 50
+"""Steps whose packs are looked at for the largest one."""
+
+
+def predicted(
+    loaded: LoadedModel,
+    methods: Methods,
+    options: tuple[bool, bool],
+    steps: Sequence[Sequence[Sequence[Tree]]],
+    processes: Processes,
+) -> float | None:
+    """Return the memory of training in MiB; None, with the reason logged, where it cannot be planned.
+
+    What the process holds beside the model is read, as it is now; all else is planned from shapes.
+
+    Args:
+        loaded: The model, its adapter attached.
+        methods: The run's methods.
+        options: Whether frozen parts are fused, and whether activations are computed again.
+        steps: Packs of some steps.
+        processes: The run's processes.
+    """
+    resident = 0.0 if loaded.device.type == "cuda" else resident_bytes()
+    if processes.count > 1 or resident is None:
+        why = "this system does not say what a process holds" if resident is None else "several processes"
+        log.info("memory is not predicted: %s", why)
+        return None
+    try:
+        return _planned(loaded, methods, options, steps, resident).total / 2**20
+    except Exception as error:  # noqa: BLE001 - a prediction is never worth a run
+        log.info("memory is not predicted: %s: %s", type(error).__name__, error)
+        return None
+
+
+def _planned(
+    loaded: LoadedModel,
+    methods: Methods,
+    options: tuple[bool, bool],
+    steps: Sequence[Sequence[Sequence[Tree]]],
+    resident: float,
+) -> Memory:
+    stored = torch.float32 if loaded.autocast_dtype else loaded.dtype
+    fused, checkpointing = options
+    several = any(len(packs) > 1 for packs in steps) or methods.optimiser.steps_in_backward
+    setting = Setting(loaded.device.type, stored, loaded.autocast_dtype, fused, checkpointing, several)
+    whole = Sampled(on_meta(loaded.model.config, stored))
+    counted = Counted.of(whole, methods.adapter, methods.quantiser)
+    packs = [pack for step in steps for pack in step]
+    largest = max(packs, key=lambda pack: sum(tree.tokens for tree in pack))
+    one = passed(Sampled.of(whole.model), largest, methods.objective, setting)
+    beside = max(0.0, resident - counted.weights - counted.adapter)
+    return memory(counted, methods, one, setting, beside)
+
+
+def packs_of(trees: Sequence[Tree], sampler: Sampler, steps: int, pack_tokens: int) -> list[list[list[Tree]]]:
+    """Return the packs of the first `steps` steps, or of as many as are looked at."""
+    found = []
+    for step in range(min(steps, LOOKED_AT)):
+        batch = [trees[i] for i in sampler.batch(step)]
+        found.append([[batch[i] for i in pack] for pack in cut(batch, pack_tokens)])
+    return found
