@@ -34,6 +34,7 @@ class Job:
     clip_norm: float = 1.0
     rank: int = 16
     alpha: int = 32
+    adapter: str = "lora"
     targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
     threads: int = 2
     seed: int = 0

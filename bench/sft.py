@@ -8,7 +8,7 @@ contender after contender.
 import argparse
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import date
 from pathlib import Path
 from statistics import mean
@@ -31,14 +31,12 @@ BATCH_SIZE = 4
 LOSS_TOLERANCE = 1e-4
 
 
-def parse_options() -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def parse_options(about: str | None, known: Iterable[str], chosen: list[str]) -> argparse.Namespace:
+    """Read the command line of a bench of `known` contenders, of which `chosen` run by default."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, help="processes of each contender and precision (3; smoke: 1)")
     parser.add_argument("--precision", nargs="+", choices=("fp32", "bf16"), default=["fp32", "bf16"])
-    parser.add_argument("--contenders", nargs="+", choices=MODULES, default=list(MODULES)[:3])
+    parser.add_argument("--contenders", nargs="+", choices=list(known), default=chosen)
     parser.add_argument("--rows", type=int, help="rows of one epoch, a multiple of 4 (64; smoke: 8)")
     parser.add_argument("--steps", type=int, help="stop after so many steps of 4 rows (default: all rows)")
     parser.add_argument("--threads", type=int, default=2, help="threads of torch")
@@ -114,7 +112,7 @@ def equality(spread: float | None) -> str:
 
 def main() -> int:
     """Measure, report, and return 1 if a contender failed or the first fp32 losses differ."""
-    options = parse_options()
+    options = parse_options(__doc__, MODULES, list(MODULES)[:3])
     prepare(options)
     with TemporaryDirectory() as work:
         planned = list(jobs(options, Path(work)))

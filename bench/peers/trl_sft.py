@@ -103,6 +103,7 @@ def lora_config(job: Job) -> LoraConfig:
         lora_alpha=job.alpha,
         lora_dropout=0.0,
         target_modules=list(job.targets),
+        use_dora=job.adapter == "dora",
         task_type="CAUSAL_LM",
     )
 
@@ -121,7 +122,7 @@ def run(job: Job) -> Measurement:
     """Train one epoch."""
     torch.set_num_threads(job.threads)
     torch.manual_seed(job.seed)
-    if job.contender.startswith("trl-compact"):
+    if not job.contender.startswith("trl-shipped"):
         force_compact_head()
     stopwatch = Stopwatch()
     trainer = SFTTrainer(
