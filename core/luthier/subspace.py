@@ -73,7 +73,8 @@ def warm_basis(matrix: Tensor, last: Tensor) -> Tensor:
         image = product(scaled, low).float()  # (short, r)
         energy = low.float().square().sum(1).min()
         basis = _orthonormal(image.sub_(basis * (shift * energy - TINY)))
-    return basis
+    # As a checkpoint brings it back: products of other strides round otherwise.
+    return basis.contiguous()
 
 
 def project(basis: Tensor, matrix: Tensor) -> Tensor:
