@@ -270,10 +270,7 @@ def accumulate(
     step: int = 1,
     in_backward: InBackward | None = None,
 ) -> float:
-    """Run forward and backward over `packs`; gradients hold the *sum*. Return its weight.
-
-    An `in_backward` optimiser divides by it itself, and has moved the parameters when the last pack is done.
-    """
+    """Run forward and backward over `packs`; gradients hold the *sum*, or are used up. Return its weight."""
     weight = 0.0
     for number, trees in enumerate(packs, 1):
         loss = objective.loss(policy, Pack.of(trees, policy.device))
@@ -293,5 +290,8 @@ def normalise(
     """Divide the summed gradients by `weight`, clip them, and return their norm before clipping."""
     gradients = [local_tensor(parameter.grad) for parameter in parameters if parameter.grad is not None]
     torch._foreach_mul_(gradients, 1.0 / weight)
-    norm = nn.utils.clip_grad_norm_(parameters, math.inf if clip_norm is None else clip_norm, foreach=True)
+    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None], foreach=True)
+    if clip_norm is not None:
+        # Infinite becomes NaN, and with it all gradients: else the finite ones would be 0.
+        nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm + 0.0 * norm, foreach=True)
     return whole_tensor(norm)

@@ -70,6 +70,10 @@ def weights(result) -> bytes:
     return file.read_bytes()
 
 
+# Three matrices or so have a new basis at every step, that of the crash included.
+GALORE = ["optimiser=galore", "optimiser.rank=8", "optimiser.refresh_every=5"]
+
+
 @pytest.mark.parametrize(
     "method",
     [
@@ -79,8 +83,10 @@ def weights(result) -> bytes:
         ["adapter=full", "shuffle=false"],
         ["adapter=lora", "model.dtype=bfloat16", "model.gradient_checkpointing=true"],
         ["adapter=full", "model.dtype=bfloat16"],
+        ["adapter=full", *GALORE],
+        ["adapter=full", *GALORE, "optimiser.layerwise=true", "clip_norm=null", "pack_tokens=32"],
     ],
-    ids=["lora", "pissa", "full", "in_order", "lora_bf16", "full_bf16"],
+    ids=["lora", "pissa", "full", "in_order", "lora_bf16", "full_bf16", "galore", "galore_layerwise"],
 )
 def test_a_crashed_run_goes_on_to_the_same_bits(folder, tmp_path, method):
     # users.md rows 22 and 25: a run that cannot be resumed, or gives other results when it is.
