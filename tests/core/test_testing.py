@@ -252,6 +252,18 @@ class IgnoresTheSchedule(Descent):
                 p.mul_(0.999)
 
 
+class CountsNothing(Descent):
+    skipped = 0
+
+
+class MovesAtOnce(Descent):
+    def announce(self, last, weight):
+        self.step()
+
+    def gradient_norm(self):
+        return torch.zeros(())
+
+
 class NeedsGradients(IgnoresTheSchedule):
     pass
 
@@ -270,6 +282,10 @@ def optimiser(made, state=4.0, parameters=list):
     return Tried
 
 
+def promising(made, **attributes):
+    return type("Promising", (optimiser(made),), attributes)
+
+
 @pytest.mark.parametrize(
     ("cls", "check", "told"),
     [
@@ -285,6 +301,27 @@ def optimiser(made, state=4.0, parameters=list):
         (optimiser(Noisy), "test_equal_runs_are_bit_identical", "seed a generator"),
         (optimiser(IgnoresTheSchedule), "test_the_schedule_decides_its_step", "moves at lr = 0"),
         (optimiser(NeedsGradients), "test_what_has_no_gradient_stays", "moves without a gradient"),
+        (
+            promising(Descent, skips_non_finite=True),
+            "test_it_skips_what_is_not_finite_if_it_says_so",
+            "promises an optimiser with `skipped`",
+        ),
+        (
+            promising(CountsNothing, skips_non_finite=True),
+            "test_it_skips_what_is_not_finite_if_it_says_so",
+            "moves along a gradient that is not finite",
+        ),
+        (
+            promising(Descent, steps_in_backward=True),
+            "test_it_steps_in_the_backward_pass_if_it_says_so",
+            "steps_in_backward is True, but",
+        ),
+        (optimiser(MovesAtOnce), "test_it_steps_in_the_backward_pass_if_it_says_so", "is False, but"),
+        (
+            promising(MovesAtOnce, steps_in_backward=True),
+            "test_it_steps_in_the_backward_pass_if_it_says_so",
+            "gradients are not freed",
+        ),
         (optimiser(Descent, 16.0), "test_the_state_it_plans_for_is_the_state_it_has", "says 16.00"),
         (optimiser(Descent, 0.0), "test_the_state_it_plans_for_is_the_state_it_has", "says 0.00"),
     ],

@@ -11,7 +11,16 @@ from torch import nn
 from luthier import ConfigError
 from luthier.state import flatten, unflatten
 from luthier.subspace import exact_basis
+from luthier.testing import OptimiserSuite
 from luthier_plugins.optimisers.galore import GaLore
+
+
+class TestLayerwise(OptimiserSuite):
+    """The checks of every optimiser, on the one that steps inside the backward pass."""
+
+    method = GaLore
+    options = {"rank": 4, "refresh_every": 3, "layerwise": True}
+
 
 SHAPES = {
     "embed_tokens.weight": (30, 12),

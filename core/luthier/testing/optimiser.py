@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from luthier.optimiser import Optimiser
+from luthier.optimiser import InBackward, Optimiser, Skipping
 from luthier.testing.suite import Suite, seeded
 
 SHAPES = {
@@ -123,6 +123,45 @@ class OptimiserSuite(Suite):
         optimiser.zero_grad(set_to_none=True)
         left = [name for name, parameter in parameters.items() if parameter.grad is not None]
         assert not left, f"zero_grad(set_to_none=True) leaves gradients on {left}"
+
+    def test_it_skips_what_is_not_finite_if_it_says_so(self) -> None:
+        """With `skips_non_finite`, such a gradient moves nothing, is counted, and later ones are as ever."""
+        if not self.method.skips_non_finite:
+            return
+        parameters, before = start(), start()
+        optimiser = self.built(parameters)
+        assert isinstance(optimiser, Skipping), "skips_non_finite promises an optimiser with `skipped`"
+        set_gradients(parameters)
+        for parameter in parameters.values():
+            assert parameter.grad is not None
+            parameter.grad.view(-1)[0] = torch.nan
+        optimiser.step()
+        for name, parameter in parameters.items():
+            assert torch.equal(parameter, before[name]), f"{name} moves along a gradient that is not finite"
+        assert optimiser.skipped > 0, "what is skipped must be counted in `skipped`"
+        step(optimiser, parameters)
+        for name, parameter in parameters.items():
+            moved = bool(parameter.isfinite().all()) and not torch.equal(parameter, before[name])
+            assert moved, f"{name} is stuck after a gradient that was not finite"
+
+    def test_it_steps_in_the_backward_pass_if_it_says_so(self) -> None:
+        """`steps_in_backward` is true where `build` gives an `InBackward`; its last pass moves parameters."""
+        parameters, before = start(), start()
+        optimiser = self.built(parameters)
+        inside = isinstance(optimiser, InBackward)
+        said = self.make().steps_in_backward
+        assert inside == said, f"steps_in_backward is {said}, but build's is {inside} about it"
+        if not isinstance(optimiser, InBackward):
+            return
+        for last in (False, True):
+            optimiser.announce(last=last, weight=2.0)
+            loss = sum((0.5 * (p - target(name)).square().sum() for name, p in parameters.items()), start=0.0)
+            loss.backward()  # type: ignore[union-attr]
+            for name, parameter in parameters.items():
+                moved = not torch.equal(parameter, before[name])
+                assert moved == last, f"{name} must move with the last pack's gradient, and only then"
+        left = [name for name, parameter in parameters.items() if parameter.grad is not None]
+        assert not left, f"{', '.join(left)}: gradients are not freed"
 
     def test_equal_runs_are_bit_identical(self) -> None:
         """The same gradients give the same weights, bit for bit."""
