@@ -12,6 +12,7 @@ import torch
 from transformers import AttentionInterface, PreTrainedModel
 
 from luthier.errors import ModelError
+from luthier.fused_rotary import turned
 from luthier.masked_attention import masked_attention
 from luthier.spans import TreeSpans
 from luthier.tile_attention import Terms, tile_attention
@@ -70,7 +71,8 @@ def tree_attention(
         query, key, value = query.to(low), key.to(low), value.to(low)
     if device == "cuda" and not dropout:
         return masked_attention(query, key, value, tree_spans, terms).transpose(1, 2).contiguous(), None
-    return tile_attention(query[0], key[0], value[0], tree_spans, terms)[None], None
+    rotations = turned(query), turned(key)
+    return tile_attention(query[0], key[0], value[0], tree_spans, terms, rotations)[None], None
 
 
 def use_tree(model: PreTrainedModel) -> None:

@@ -10,6 +10,7 @@ import functools
 import inspect
 import types
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,7 +20,45 @@ from torch.autograd.function import once_differentiable
 NAME = "apply_rotary_pos_emb"
 ARGUMENTS = ("q", "k", "cos", "sin", "unsqueeze_dim")
 TOLERANCE = 1e-6
+MARK = "_luthier_turned"
+"""Attribute of a rotated tensor: how it came about."""
 Rotate = Callable[..., tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Angles:
+    """Cosines and sines (…, T, D) of a rotation."""
+
+    cos: Tensor
+    sin: Tensor
+
+    def forth(self, x: Tensor) -> Tensor:
+        """Return x (…, T, D) rotated."""
+        low, high = self.sin.chunk(2, dim=-1)
+        return _rotate(x, self.cos, -low, high)
+
+    def back(self, x: Tensor) -> Tensor:
+        """Return x (…, T, D) rotated by the opposite angles: the gradient of `forth`."""
+        low, high = self.sin.chunk(2, dim=-1)
+        return _rotate(x, self.cos, high, -low)
+
+
+@dataclass(frozen=True)
+class Turned:
+    """How a rotated tensor came about: what attention may keep in its place, being cheap to rotate again.
+
+    The projection below often keeps `before` anyway; `luthier.weight_norm` does.
+    """
+
+    before: Tensor  # (1, H, T, D)
+    angles: Angles  # (1, 1, T, D)
+    version: int
+
+
+def turned(x: Tensor) -> Turned | None:
+    """Return how `x` was rotated; None if that is not known or `x` has been written to since."""
+    found: Turned | None = vars(x).get(MARK)
+    return found if found is not None and found.version == x._version else None
 
 
 class Rotary(torch.autograd.Function):
@@ -29,16 +68,14 @@ class Rotary(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """Return y (…, D); `cos` and `sin` broadcast to x (…, D)."""
         ctx.save_for_backward(cos, sin)
-        low, high = sin.chunk(2, dim=-1)
-        return _rotate(x, cos, -low, high)
+        return Angles(cos, sin).forth(x)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradient of x: the rotation back."""
         cos, sin = ctx.saved_tensors
-        low, high = sin.chunk(2, dim=-1)
-        return _rotate(grad, cos, high, -low), None, None
+        return Angles(cos, sin).back(grad), None, None
 
 
 def rotary_forward(module: nn.Module) -> Callable[..., Any] | None:
@@ -63,7 +100,10 @@ def rotate(
     if not alike or cos.requires_grad:  # autocast, a part that is not rotated, angles that are learned
         return theirs(q, k, cos, sin, unsqueeze_dim=unsqueeze_dim)
     cos, sin = cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim)
-    return Rotary.apply(q, cos, sin), Rotary.apply(k, cos, sin)  # type: ignore[no-untyped-call]
+    after: tuple[Tensor, Tensor] = Rotary.apply(q, cos, sin), Rotary.apply(k, cos, sin)  # type: ignore[no-untyped-call]
+    for one, made in zip((q, k), after, strict=True):
+        vars(made)[MARK] = Turned(one, Angles(cos, sin), made._version)
+    return after
 
 
 @functools.cache

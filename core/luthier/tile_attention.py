@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
+from luthier.fused_rotary import Angles, Turned
 from luthier.spans import Tile, TreeSpans
 
 
@@ -25,7 +26,12 @@ class Terms:
 
 
 def tile_attention(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, spans: TreeSpans, terms: Terms
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    spans: TreeSpans,
+    terms: Terms,
+    rotations: tuple[Turned | None, Turned | None] = (None, None),
 ) -> torch.Tensor:
     """Return the attention of every token of a pack over what its tree lets it see.
 
@@ -35,19 +41,35 @@ def tile_attention(
         value: (G, T, E).
         spans: The pack's layout.
         terms: The layer's additions.
+        rotations: What made query and key, where known: what they were before is kept and rotated again.
 
     Returns:
         (T, H, E), contiguous, in the dtype of `query`; softmax in float32 at least.
     """
-    attended: torch.Tensor = _TileAttention.apply(query, key, value, spans, terms)  # type: ignore[no-untyped-call]
+    inputs, after = [query, key], (query.detach(), key.detach())
+    angles: list[Angles | None] = [None, None]
+    for place, one in enumerate(rotations):
+        if one is not None:
+            inputs[place] = one.before[0]
+            angles[place] = Angles(one.angles.cos[0], one.angles.sin[0])
+    attended: torch.Tensor = _TileAttention.apply(*inputs, value, spans, terms, after, angles)  # type: ignore[no-untyped-call]
     return attended
 
 
 class _TileAttention(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, spans: TreeSpans, terms: Terms
+        ctx: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        spans: TreeSpans,
+        terms: Terms,
+        after: tuple[torch.Tensor, torch.Tensor],  # query and key as they take part: rotated
+        angles: list[Angles | None],
     ) -> torch.Tensor:
+        ctx.save_for_backward(query, key, value)
+        query, key = after
         heads, tokens, _ = query.shape
         out = query.new_empty(tokens, heads, value.shape[2])
         keeps: list[torch.Tensor | None] = []
@@ -58,14 +80,14 @@ class _TileAttention(torch.autograd.Function):
             keeps.append(keep)
             used = (weights if keep is None else weights * keep).to(value.dtype)
             _put(out, tile, torch.bmm(used, _gather(value, tile)))
-        ctx.save_for_backward(query, key, value)
-        ctx.spans, ctx.terms, ctx.keeps = spans, terms, keeps
+        ctx.spans, ctx.terms, ctx.keeps, ctx.angles = spans, terms, keeps, angles
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        query, key, value = ctx.saved_tensors
+        *before, value = ctx.saved_tensors
+        query, key = (x if by is None else by.forth(x) for x, by in zip(before, ctx.angles, strict=True))
         terms, (groups, tokens, width) = ctx.terms, key.shape
         grad_query = query.new_empty(tokens, query.shape[0], width)
         # A prompt's keys gather the gradients of all its children: float32 so that none is rounded away.
@@ -86,7 +108,9 @@ class _TileAttention(torch.autograd.Function):
             scores = scores.to(key.dtype)
             _put(grad_query, tile, _scaled(scores, keys, terms.scale))
             _add(grad_key, tile, _scaled(scores.transpose(1, 2), rows, terms.scale))
-        return grad_query.transpose(0, 1), grad_key.to(key.dtype), grad_value.to(value.dtype), None, None
+        found = zip((grad_query.transpose(0, 1), grad_key.to(key.dtype)), ctx.angles, strict=True)
+        grads = (x if by is None else by.back(x) for x, by in found)
+        return *grads, grad_value.to(value.dtype), None, None, None, None
 
 
 def _weights(
