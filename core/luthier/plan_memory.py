@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import itertools
 import logging
 from collections.abc import Sequence
@@ -22,6 +23,9 @@ from luthier.tree import Pack, Tree
 
 log = logging.getLogger("luthier")
 
+RETAINED = 0.5
+"""Share of what comes and goes that glibc was seen to keep beside it: from 0.07 to 1."""
+
 
 @dataclass(frozen=True)
 class Memory:
@@ -36,7 +40,7 @@ class Memory:
         activations: What the forward pass keeps for the backward pass.
         workspace: What comes and goes on top: chunks of the head, dequantised weights, tiles of attention.
         baseline: The process before the model is loaded; on a GPU, what the driver keeps.
-        saving: Copies that a checkpoint makes on the CPU, when gradients and activations are gone.
+        retained: An allowance on CPU for what the C library's allocator keeps of freed blocks.
     """
 
     weights: float
@@ -47,14 +51,17 @@ class Memory:
     activations: float
     workspace: float
     baseline: float
-    saving: float = 0.0
+    retained: float = 0.0
 
     @property
     def total(self) -> float:
-        """The sum while a step runs, or while a checkpoint is saved, whichever is more."""
-        step = self.gradients + self.activations + self.workspace
-        resting = self.weights + self.adapter + self.optimiser + self.held + self.baseline
-        return resting + max(step, self.saving)
+        """The sum."""
+        return float(sum(dataclasses.astuple(self)))
+
+    @property
+    def in_use(self) -> float:
+        """The sum without the allowance: what a run measures."""
+        return self.total - self.retained
 
 
 @dataclass(frozen=True)
@@ -138,9 +145,7 @@ def passed(model: Sampled, trees: Sequence[Tree], objective: Objective, setting:
     return total
 
 
-def _simulated(
-    model: PreTrainedModel, trees: Sequence[Tree], objective: Objective, setting: Setting
-) -> Pass:
+def _simulated(model: PreTrainedModel, trees: Sequence[Tree], objective: Objective, setting: Setting) -> Pass:
     spare = copy.deepcopy(model)
     try:
         return simulate(model, trees, objective, setting)
@@ -174,16 +179,17 @@ def memory(counted: Counted, methods: Methods, one: Pass, setting: Setting, base
         activations=kept,
         workspace=peak - kept,
         baseline=baseline,
-        saving=2 * counted.gradients + counted.states(methods.optimiser) if setting.device == "cpu" else 0.0,
+        retained=RETAINED * peak if setting.device == "cpu" else 0.0,
     )
 
 
 def _held(counted: Counted, methods: Methods) -> float:
     """Return the bytes of the other models: a base that does not train is its own reference."""
-    width = counted.model.model.config.get_text_config().hidden_size
+    width = float(counted.model.model.config.get_text_config().hidden_size)
     sizes = {"copy": counted.weights, "head": 4.0 * width}
     reference = methods.objective.needs_reference and methods.adapter.trains_base
-    return sum(sizes[kind] for kind in methods.objective.holds.values()) + counted.weights * reference
+    others = [sizes[kind] for kind in methods.objective.holds.values()]
+    return float(sum(others) + counted.weights * reference)
 
 
 def _tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:

@@ -2,24 +2,48 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
+from luthier.codec import Codec
 from luthier.data import Sampler
+from luthier.data_source import Row
 from luthier.model import LoadedModel
+from luthier.objective import Loss, Objective
 from luthier.parallel import Processes
-from luthier.peak import resident_bytes
-from luthier.plan_memory import Counted, Memory, Methods, memory, passed
+from luthier.peak import Watch, in_use
+from luthier.plan_memory import Counted, Methods, memory, passed
 from luthier.plan_shapes import Sampled, on_meta
 from luthier.plan_simulation import Setting
-from luthier.tree import Tree, cut
+from luthier.policy import Policy
+from luthier.tree import Pack, Tree, cut
 
 log = logging.getLogger("luthier")
 
 LOOKED_AT = 50
 """Steps whose packs are looked at for the largest one."""
+
+
+@dataclass(frozen=True)
+class Watched(Objective):
+    """`inner`, and a look at memory after every loss, when activations are at their most."""
+
+    inner: Objective
+    watch: Watch
+
+    def encode(self, row: Row, codec: Codec) -> Tree:
+        """See `inner`."""
+        return self.inner.encode(row, codec)
+
+    def loss(self, policy: Policy, pack: Pack) -> Loss:
+        """Return the loss of `inner`."""
+        loss = self.inner.loss(policy, pack)
+        self.watch.look(pack.tokens)
+        return loss
 
 
 def predicted(
@@ -28,6 +52,7 @@ def predicted(
     options: tuple[bool, bool],
     steps: Sequence[Sequence[Sequence[Tree]]],
     processes: Processes,
+    optimiser: torch.optim.Optimizer,
 ) -> float | None:
     """Return the memory of training in MiB; None, with the reason logged, where it cannot be planned.
 
@@ -39,14 +64,17 @@ def predicted(
         options: Whether frozen parts are fused, and whether activations are computed again.
         steps: Packs of some steps.
         processes: The run's processes.
+        optimiser: With the states it has so far: those of a resumed run.
     """
-    resident = 0.0 if loaded.device.type == "cuda" else resident_bytes()
-    if processes.count > 1 or resident is None:
-        why = "this system does not say what a process holds" if resident is None else "several processes"
+    used = 0.0 if loaded.device.type == "cuda" else in_use()
+    if processes.count > 1 or used is None:
+        why = "this system does not say what a process uses" if used is None else "several processes"
         log.info("memory is not predicted: %s", why)
         return None
+    states = itertools.chain.from_iterable(state.values() for state in optimiser.state.values())
+    there = sum(one.nbytes for one in states if isinstance(one, torch.Tensor))
     try:
-        return _planned(loaded, methods, options, steps, resident).total / 2**20
+        return _planned(loaded, methods, options, steps, used - there) / 2**20
     except Exception as error:  # noqa: BLE001 - a prediction is never worth a run
         log.info("memory is not predicted: %s: %s", type(error).__name__, error)
         return None
@@ -57,8 +85,8 @@ def _planned(
     methods: Methods,
     options: tuple[bool, bool],
     steps: Sequence[Sequence[Sequence[Tree]]],
-    resident: float,
-) -> Memory:
+    used: float,
+) -> float:
     stored = torch.float32 if loaded.autocast_dtype else loaded.dtype
     fused, checkpointing = options
     several = any(len(packs) > 1 for packs in steps) or methods.optimiser.steps_in_backward
@@ -68,8 +96,8 @@ def _planned(
     packs = [pack for step in steps for pack in step]
     largest = max(packs, key=lambda pack: sum(tree.tokens for tree in pack))
     one = passed(Sampled.of(whole.model), largest, methods.objective, setting)
-    beside = max(0.0, resident - counted.weights - counted.adapter)
-    return memory(counted, methods, one, setting, beside)
+    beside = max(0.0, used - counted.weights - counted.adapter)
+    return memory(counted, methods, one, setting, beside).in_use
 
 
 def packs_of(trees: Sequence[Tree], sampler: Sampler, steps: int, pack_tokens: int) -> list[list[list[Tree]]]:

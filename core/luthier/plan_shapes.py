@@ -34,8 +34,8 @@ def config_of(model: Any) -> Any:
         ModelError: The shape or the config lacks something, which is named; or the model is not there.
     """
     if model.shape:
-        shape = OmegaConf.to_container(model.shape) if OmegaConf.is_config(model.shape) else model.shape
-        return _from_shape(dict(shape))
+        shape: Any = OmegaConf.to_container(OmegaConf.create(model.shape))
+        return _from_shape(shape)
     folder = Path(model.path or "").expanduser()
     if model.path and not model.gguf_package and (folder / "config.json").is_file():
         return from_pretrained(AutoConfig, str(folder))  # its weights may be elsewhere
@@ -58,7 +58,7 @@ def _from_shape(shape: dict[str, Any]) -> Any:
     try:
         with quiet():
             return cls(**shape)
-    except Exception as error:  # noqa: BLE001 - a config class validates in its own ways
+    except Exception as error:  # a config class validates in its own ways
         raise ModelError(f"model.shape: {kind} refuses it: {error}") from error
 
 
@@ -72,8 +72,10 @@ def on_meta(model_config: Any, dtype: torch.dtype) -> PreTrainedModel:
     vars(plain).pop("quantization_config", None)  # what a quantiser adds is counted by its class
     try:
         with quiet(), torch.device("meta"):
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(plain, dtype=dtype, trust_remote_code=False)
-    except Exception as error:  # noqa: BLE001 - a model's own code may fail in any way
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(
+                plain, dtype=dtype, trust_remote_code=False
+            )
+    except Exception as error:  # a model's own code may fail in any way
         kind = getattr(plain, "model_type", None) or type(plain).__name__
         said = " ".join(str(error).split())
         raise ModelError(
@@ -86,7 +88,9 @@ class QuantisedShape(nn.Linear):
     """The shape of a quantised linear layer: its dense weight lives only while it is multiplied with."""
 
     def __init__(self, like: nn.Linear) -> None:
-        super().__init__(like.in_features, like.out_features, like.bias is not None, "meta", like.weight.dtype)
+        super().__init__(
+            like.in_features, like.out_features, like.bias is not None, "meta", like.weight.dtype
+        )
         self.requires_grad_(False)
 
     def forward(self, input: Tensor) -> Tensor:
@@ -109,7 +113,7 @@ class _Dequantised(torch.autograd.Function):
 
 
 def quantise(model: PreTrainedModel, quantiser: Quantiser) -> frozenset[str]:
-    """Replace what `quantiser` quantises by its shape, in place; return the names: all linear but the head."""
+    """Replace what `quantiser` quantises by its shape, in place; return the names of all that is."""
     head = model.get_output_embeddings()
     linears = {name: module for name, module in model.named_modules() if type(module) is nn.Linear}
     chosen = [name for name, one in linears.items() if one is not head and quantiser.quantises(name)]
@@ -119,7 +123,7 @@ def quantise(model: PreTrainedModel, quantiser: Quantiser) -> frozenset[str]:
     return frozenset(chosen)
 
 
-class _Undrawn(TorchDispatchMode):
+class _Undrawn(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Leaves tensors that are drawn at random as they are: of an adapter's start only the shapes matter."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -136,7 +140,7 @@ def attach(model: nn.Module, adapter: Adapter) -> None:
         ConfigError: Its options do not fit the model.
     """
     model.requires_grad_(True)
-    with _Undrawn():
+    with _Undrawn():  # type: ignore[no-untyped-call]
         adapter.attach(model, torch.Generator().manual_seed(0))
 
 

@@ -71,7 +71,7 @@ class Pass:
         return Pass(self.kept + times * other.kept, self.peak + times * other.peak)
 
 
-class LiveBytes(TorchDispatchMode):
+class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of the storages that operations make, until they are freed.
 
     Attributes:
@@ -81,7 +81,7 @@ class LiveBytes(TorchDispatchMode):
 
     def __init__(self, known: Sequence[Tensor] = ()) -> None:
         """`known` tensors, and views of them, are not counted."""
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.live = self.peak = 0
         self._known = [tensor.untyped_storage() for tensor in known]  # held, so that no id is used again
         self._seen = {id(storage) for storage in self._known}
@@ -137,7 +137,9 @@ def work(model: PreTrainedModel, tokens: int, setting: Setting) -> tuple[float, 
     """
     with _prepared(model, setting) as (policy, _):
         pack = Pack.of([Tree((0,), (Branch((0,) * (tokens - 1)),))])
-        with FlopCounterMode(display=False, custom_mapping={torch.ops.mkldnn._linear_pointwise: _linear}) as count:
+        with FlopCounterMode(
+            display=False, custom_mapping={torch.ops.mkldnn._linear_pointwise: _linear}
+        ) as count:
             policy.logprobs(pack).values.sum().backward()  # type: ignore[no-untyped-call]
     products = count.get_flop_counts()["Global"]
     batched = sum(products.get(one, 0) for one in (torch.ops.aten.bmm, torch.ops.aten.baddbmm))
@@ -150,7 +152,7 @@ def _linear(x: Any, weight: Any, *_: Any, out_shape: Any = None, **__: Any) -> i
 
 @contextlib.contextmanager
 def _prepared(model: PreTrainedModel, setting: Setting) -> Iterator[tuple[Policy, list[Tensor]]]:
-    """Yield the policy of `model` as `setting` runs it, and the model's tensors, which are fake in the block."""
+    """Yield the policy of `model` as `setting` runs it, and its tensors, which are fake in the block."""
     if setting.fused:
         fuse(model)
     if setting.checkpointing:
@@ -169,7 +171,8 @@ def _fake(model: nn.Module) -> list[Tensor]:
     made: dict[int, Tensor] = {}
     replaced = []  # held, so that no id is used again
     for module in model.modules():
-        for table in (module._parameters, module._buffers):
+        tables: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+        for table in tables:
             for name, tensor in table.items():
                 if tensor is None:
                     continue
@@ -180,7 +183,7 @@ def _fake(model: nn.Module) -> list[Tensor]:
                 replaced.append(tensor)
                 table[name] = made[id(tensor)]
         if "rope_type" in vars(module):
-            module.rope_type = "default"  # others look at the positions, which are not there
+            vars(module)["rope_type"] = "default"  # others look at the positions, which are not there
     return list(made.values())
 
 
@@ -189,11 +192,12 @@ class _LargestTile(TreeSpans):
 
     def tiles(self, window: int | None, like: Tensor) -> list[Tile]:
         """Return the one tile."""
-        return [max(super().tiles(window, like), key=_area)]
+        return [max(super().tiles(window, like), key=area)]
 
 
-def _area(tile: Tile) -> int:
-    return tile.bias.shape[0] * sum(keys.stop - keys.start for keys in tile.keys)
+def area(tile: Tile) -> int:
+    """Return the scores of a tile, of one head."""
+    return int(tile.bias.shape[0]) * sum(keys.stop - keys.start for keys in tile.keys)
 
 
 def _pack(model: PreTrainedModel, trees: Sequence[Tree]) -> Pack:

@@ -97,7 +97,7 @@ class TrainResult:
         versions: Versions that ran.
         restored_step: The step whose weights were kept (evaluation.restore_best); None: the last one.
         predicted_memory_mb: What was planned for the steps before the first; None where it could not be.
-        measured_memory_mb: Peak memory during the steps; None where the system cannot tell it apart.
+        measured_memory_mb: The most in use during the steps; None where the system does not say.
     """
 
     run_dir: Path

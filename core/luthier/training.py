@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from luthier import config as configs
-from luthier import peak, resume, signals
+from luthier import resume, signals
 from luthier.adapter import Adapter
 from luthier.checkpoint import Checkpoint, Checkpoints
 from luthier.combining import check_processes
@@ -27,8 +27,9 @@ from luthier.model import LoadedModel, load_model
 from luthier.objective import Objective
 from luthier.optimiser import Optimiser
 from luthier.parallel import Processes
+from luthier.peak import Watch, peak_memory_mb
 from luthier.plan_memory import Methods
-from luthier.plan_run import packs_of, predicted
+from luthier.plan_run import Watched, packs_of, predicted
 from luthier.policy import Policy
 from luthier.pretrained import quiet
 from luthier.recorder import Recorder
@@ -126,24 +127,24 @@ class _Training:
         hook.before_train(
             run_dir=self.run_dir, config=self.config, total_steps=total_steps, start_step=progress.step
         )
-        planned = self._predicted(sampler, total_steps)
-        told_apart = peak.restart(self.policy.device)
+        planned = self._predicted(sampler, recorder)
+        watch = Watch(self.policy.device)
         with signals.caught() as recorder.signalled:
-            self._loop(recorder, sampler, progress).run()
-        measured = peak.since_restart_mb(self.policy.device) if told_apart else None
-        return self._finish(recorder, progress, (planned, measured))
+            self._loop(recorder, sampler, progress, watch).run()
+        return self._finish(recorder, progress, (planned, watch.highest_mb))
 
-    def _predicted(self, sampler: Sampler, total_steps: int) -> float | None:
+    def _predicted(self, sampler: Sampler, recorder: Recorder) -> float | None:
         quantiser = configs.build("quantiser", self.config.quantiser) if self.config.quantiser else None
         methods = Methods(self.adapter, self.optimiser, self.objective, quantiser)
         options = self.config.model.fused, self.config.model.gradient_checkpointing
-        packs = packs_of(self.data.trees, sampler, total_steps, self.config.pack_tokens)
-        return predicted(self.loaded, methods, options, packs, self.processes)
+        packs = packs_of(self.data.trees, sampler, recorder.total_steps, self.config.pack_tokens)
+        built = recorder.state.optimiser
+        return predicted(self.loaded, methods, options, packs, self.processes, built)
 
     def _finish(
         self, recorder: Recorder, progress: Progress, memory: tuple[float | None, float | None]
     ) -> TrainResult:
-        highest = peak.peak_memory_mb(self.policy.device)
+        highest = peak_memory_mb(self.policy.device)
         restored = self._restore_best(recorder, progress)
         # Saved first: whatever the evaluation meets, the training is not lost.
         self._save()
@@ -155,7 +156,7 @@ class _Training:
         hooks(self.processes).after_train(result=result)
         return result
 
-    def _loop(self, recorder: Recorder, sampler: Sampler, progress: Progress) -> Loop:
+    def _loop(self, recorder: Recorder, sampler: Sampler, progress: Progress, watch: Watch) -> Loop:
         plan = Plan(
             total_steps=recorder.total_steps,
             pack_tokens=self.config.pack_tokens,
@@ -167,8 +168,10 @@ class _Training:
             skips_non_finite=self.optimiser.skips_non_finite,
         )
         state = recorder.state
+        state.optimiser.register_step_pre_hook(lambda *_: watch.look(0))  # all gradients are there
+        objective = Watched(self.objective, watch)
         return Loop(
-            self.policy, self.objective, self.data.trees, sampler, state.optimiser, state.schedule, plan,
+            self.policy, objective, self.data.trees, sampler, state.optimiser, state.schedule, plan,
             recorder, progress, self.processes,
         )  # fmt: skip
 
