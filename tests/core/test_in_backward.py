@@ -141,6 +141,17 @@ def test_what_the_last_pack_does_not_reach_moves_all_the_same():
     assert [int(inside.state[p]["step"]) for p in model.parameters()] == [1] * 4
 
 
+def test_an_announcement_is_for_one_step():
+    model = layers()
+    inside = optimiser_of(ProjectedAdamInBackward, model)
+    inside.announce(last=True, weight=1.0)
+    loss_of(model, 0).backward()
+    inside.step()
+    before = [p.detach().clone() for p in model.parameters()]
+    loss_of(model, 1).backward()
+    assert all(torch.equal(p, old) for p, old in zip(model.parameters(), before, strict=True))
+
+
 @pytest.mark.parametrize("bad", [0, 1])
 def test_one_pack_that_is_not_finite_skips_the_step(bad):
     model = layers()
