@@ -13,8 +13,9 @@ from helpers import tiny_llama
 from luthier import Branch, ConfigError, InBackward, LuthierError, Policy, Tree, compose
 from luthier.combining import check_processes
 from luthier.data import Sampler
-from luthier.engine import Loop, Plan
+from luthier.engine import Loop, Plan, accumulate
 from luthier.in_backward import ProjectedAdamInBackward
+from luthier.meter import Meter
 from luthier.parallel import Processes
 from luthier.projected_adam import ProjectedAdam
 from luthier.schedule import schedule
@@ -301,21 +302,52 @@ def test_elsewhere_it_ends_the_run(model):
 
 
 class BadLoss(SFT):
-    """The loss of a pack with row 3 is not a number."""
+    """The loss of a pack with one of `rows` is not a number."""
+
+    def __init__(self, rows):
+        object.__setattr__(self, "rows", rows)
 
     def loss(self, policy, pack):
         loss = super().loss(policy, pack)
-        bad = any(tree.origin == "row 3" for tree in pack.trees)
+        bad = any(tree.origin in self.rows for tree in pack.trees)
         return dataclasses.replace(loss, total=loss.total * (math.nan if bad else 1.0))
 
 
 @pytest.mark.parametrize("method", [GALORE, LAYERWISE], ids=["after", "inside"])
-@pytest.mark.parametrize("save_at", [0, 2])
+@pytest.mark.parametrize("save_at", [0, 2], ids=["logging", "saving"])
 def test_a_loss_that_is_not_finite_ends_the_run_before_anything_is_saved(model, method, save_at):
+    row = f"row {Sampler(12, 6, True, 0).batch(1)[0]}"  # of the second step, which is no logging point
     watcher = Watcher(save_at)
-    with pytest.raises(LuthierError, match=r"the loss is not finite; its rows: row 3\."):
-        run(model, method, 1, BadLoss(), steps=2, watcher=watcher, log_every=2)
+    with pytest.raises(LuthierError, match=rf"step 2: the loss is not finite; its rows: {row}\."):
+        run(model, method, 1, BadLoss({row}), steps=3, watcher=watcher, log_every=3)
     assert watcher.saved == []
+    assert [report.step for report in watcher.reports] == [1]
+
+
+def test_every_pack_is_announced_before_its_backward_pass(model):
+    events, weights = [], []
+
+    class Announced:
+        def announce(self, last, weight):
+            events.append((last, weight))
+
+        def gradient_norm(self):
+            raise AssertionError
+
+    class Weighing(SFT):
+        def loss(self, policy, pack):
+            loss = super().loss(policy, pack)
+            weights.append(loss.weight)
+            loss.total.register_hook(lambda gradient: events.append("backward"))
+            return loss
+
+    packs = [[tree] for tree in some_trees(3)]
+    total = accumulate(Policy(copy.deepcopy(model)), Weighing(), packs, Meter(), in_backward=Announced())
+    a, b, c = weights
+    assert events == [
+        (False, a), "backward", (False, a + b), "backward", (True, a + b + c), "backward",
+    ]  # fmt: skip
+    assert total == a + b + c
 
 
 @pytest.mark.parametrize(
