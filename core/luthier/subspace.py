@@ -70,7 +70,7 @@ def warm_basis(matrix: Tensor, last: Tensor) -> Tensor:
     basis = last
     for shift in SHIFTS:
         low = product(basis.T.to(scaled.dtype), scaled.T)  # (r, long)
-        image = product(scaled, low).float()  # (short, r)
+        image = product(low, scaled).float().T  # (short, r), by columns, as LAPACK wants them
         energy = low.float().square().sum(1).min()
         basis = _orthonormal(image.sub_(basis * (shift * energy - TINY)))
     # As a checkpoint brings it back: products of other strides round otherwise.
