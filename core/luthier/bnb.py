@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from luthier.bnb_loading import chosen_layers
+from luthier.bnb_loading import BITS_AND_BYTES, chosen_layers
 from luthier.errors import ConfigError
 from luthier.quantiser import Quantiser
 from luthier.targets import matches
@@ -21,7 +21,6 @@ BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 """Weights that may share a scale in 4 bits."""
 _HALF_STEP = 0.2
 """More than half the widest gap of the 4-bit code (0.152), relative to the largest weight of a block."""
-_METHOD = "bitsandbytes"
 
 
 class BitsAndBytesQuantiser(Quantiser):
@@ -67,7 +66,7 @@ def require() -> Any:
         ConfigError: One of them is missing; which, and how to get it.
     """
     # It would tell of kernels that nothing asked for, and of every cast of its 8-bit layers.
-    logging.getLogger(_METHOD).setLevel(logging.ERROR)
+    logging.getLogger(BITS_AND_BYTES).setLevel(logging.ERROR)
     try:
         import bitsandbytes
         from bitsandbytes import cextension
@@ -81,7 +80,7 @@ def require() -> Any:
 
 def _missing(cextension: Any, said: str) -> str:
     """Return the line for a bitsandbytes whose native library does not load."""
-    installed = f"bitsandbytes {version(_METHOD)}"
+    installed = f"bitsandbytes {version(BITS_AND_BYTES)}"
     if not torch.cuda.is_available():
         file = f"libbitsandbytes_cpu{cextension.DYNAMIC_LIBRARY_SUFFIX}"
         return f"{installed} lacks {file}, its kernels for CPU: pip install -U --force-reinstall bitsandbytes"
@@ -113,8 +112,8 @@ def settle(model: nn.Module) -> None:
                 fitting = [one for one in BLOCK_SIZES if one < size and width % one == 0]
                 smaller = f"choose quantiser.block_size={fitting[-1]}, or " if fitting else ""
                 raise ConfigError(
-                    f"bitsandbytes {version(_METHOD)} misreads {name} on {device}: its rows of {width} are "
-                    f"no whole blocks of {size}; {smaller}leave it out: "
+                    f"bitsandbytes {version(BITS_AND_BYTES)} misreads {name} on {device}: its rows of "
+                    f"{width} are no whole blocks of {size}; {smaller}leave it out: "
                     f"quantiser.skip=[{name.rpartition('.')[2]}]"
                 )
 

@@ -19,7 +19,8 @@ from transformers.quantizers.quantizer_bnb_8bit import Bnb8BitHfQuantizer
 from luthier.errors import ConfigError, nearest
 from luthier.targets import ALL_LINEAR, matches, select
 
-METHOD = "bitsandbytes"
+BITS_AND_BYTES = "bitsandbytes"
+"""What transformers calls its method."""
 
 
 class _Options(BitsAndBytesConfig):  # type: ignore[misc]
@@ -91,7 +92,7 @@ class _Loading:
                 weight.blocksize = self.quantization_config.block_size
 
     def _process_model_after_weight_loading(self, model: Any, **more: Any) -> Any:
-        self.quantization_config.quant_method = model.quantization_method = METHOD
+        self.quantization_config.quant_method = model.quantization_method = BITS_AND_BYTES
         return super()._process_model_after_weight_loading(model, **more)  # type: ignore[misc]
 
     def get_quantize_ops(self) -> Any:

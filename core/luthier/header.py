@@ -7,13 +7,19 @@ from omegaconf import DictConfig
 from torch import nn
 
 from luthier.data import Encoded
+from luthier.linear_adapter import linear_shape
 from luthier.model import LoadedModel
 
 
 def parameter_counts(model: nn.Module) -> tuple[int, int]:
     """Return how many parameters train, and how many there are; tied ones count once."""
     parameters = list(model.parameters())
-    return sum(p.numel() for p in parameters if p.requires_grad), sum(p.numel() for p in parameters)
+    # A quantised layer stores its weights packed.
+    packed = sum(
+        math.prod(linear_shape(m)) - m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear)
+    )
+    trained = sum(p.numel() for p in parameters if p.requires_grad)
+    return trained, sum(p.numel() for p in parameters) + packed
 
 
 def model_line(loaded: LoadedModel) -> str:

@@ -33,7 +33,8 @@ def evaluate(config: DictConfig) -> EvaluationReport:
     # Nothing trains, so nothing needs to be in parts.
     processes = dataclasses.replace(Processes.launched(), sharded=False)
     with run_folder(config, processes) as run_dir:
-        loaded = load_model(config.model, train_base=False)
+        quantiser = configs.build("quantiser", config.quantiser) if config.quantiser else None
+        loaded = load_model(config.model, train_base=False, quantiser=quantiser)
         objective: Objective = configs.build("objective", config.objective)
         held_out = source_rows(config, "data", loaded, objective)
         policy = policy_of(loaded, config.model.fused)

@@ -8,6 +8,9 @@ import torch
 from omegaconf import MISSING
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from luthier.bnb import settle
+from luthier.bnb_loading import BITS_AND_BYTES
+from luthier.errors import ModelError
 from luthier.method import option
 from luthier.model_source import Source, find_source
 from luthier.peft_folder import Readers, load_adapter, readers
@@ -61,6 +64,7 @@ class LoadedModel:
         autocast_dtype: What to autocast to where fp32 weights compute in less; None: no autocast.
         name: Folder or hub name of the base, which an adapter trained on it records.
         adapter: The PEFT folder that was loaded on it, its weights frozen; None without one.
+        quantised: Its base is stored in fewer bits.
     """
 
     model: PreTrainedModel
@@ -70,6 +74,7 @@ class LoadedModel:
     autocast_dtype: torch.dtype | None
     name: str
     adapter: Path | None = None
+    quantised: bool = False
 
     @property
     def context(self) -> int | None:
@@ -134,6 +139,8 @@ def load_model(
     stored, autocast_dtype = weights_and_autocast(dtype, train_base)
     source = find_source(config)
     model_config = from_pretrained(AutoConfig, source.base, revision=config.revision)
+    method = _quantised_by(model_config)
+    _refuse_quantised(source.base, method, train_base, quantiser)
     tokenizer = load_tokenizer(_tokenizer_home(source), config.revision, config.chat_template)
     model = from_pretrained(
         AutoModelForCausalLM,
@@ -146,10 +153,31 @@ def load_model(
     )
     if quantiser:
         quantiser.finish(model)
+    elif method == BITS_AND_BYTES:
+        settle(model)
     model.config.pad_token_id = model.generation_config.pad_token_id = tokenizer.pad_token_id
     if source.adapter is not None:
         load_adapter(model, source.adapter, readers() if adapters is None else adapters, trainable=False)
-    return LoadedModel(model.eval(), tokenizer, dtype, device, autocast_dtype, source.base, source.adapter)
+    quantised = quantiser is not None or method is not None
+    return LoadedModel(
+        model.eval(), tokenizer, dtype, device, autocast_dtype, source.base, source.adapter, quantised
+    )
+
+
+def _quantised_by(model_config: Any) -> str | None:
+    """Return the method a checkpoint was quantised with, as its config has it."""
+    stored = model_config.to_dict().get("quantization_config")
+    return None if stored is None else str(stored.get("quant_method"))
+
+
+def _refuse_quantised(base: str, method: str | None, train_base: bool, quantiser: Quantiser | None) -> None:
+    if method is not None and quantiser is not None:
+        raise ModelError(f"{base}: it is quantised already ({method}): leave out quantiser")
+    if method is not None and train_base:
+        raise ModelError(
+            f"{base}: it is quantised ({method}), and such weights cannot train: choose adapter=lora, or "
+            "its checkpoint in full precision"
+        )
 
 
 def _tokenizer_home(source: Source) -> str:

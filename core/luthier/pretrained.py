@@ -9,7 +9,7 @@ from typing import Any
 from huggingface_hub.utils import logging as hub_logging
 from transformers.utils import logging
 
-from luthier.errors import ModelError
+from luthier.errors import LuthierError, ModelError
 
 
 @contextlib.contextmanager
@@ -41,10 +41,13 @@ def from_pretrained(loader: Any, base: str, **options: Any) -> Any:
 
     Raises:
         ModelError: Whatever transformers says, in one line, with what was expected and the way out.
+        LuthierError: What a quantiser of ours says, as it is.
     """
     try:
         with quiet():
             return loader.from_pretrained(base, trust_remote_code=False, **options)
+    except LuthierError:
+        raise
     # ImportError: a tokenizer or quantiser whose library is missing; RuntimeError: shapes that do not fit.
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         raise ModelError(f"{base}: {_reason(base, error)}") from error

@@ -88,6 +88,7 @@ class EvaluateConfig:
     """Measure a model on held-out rows: loss, perplexity, verified answers."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
+    quantiser: Any = None
     objective: Any = MISSING
     data: Any = MISSING
     row_filters: dict[str, Any] = field(default_factory=dict)

@@ -95,6 +95,11 @@ class _Training:
         objective: Objective = configs.build("objective", config.objective)
         quantiser = configs.build("quantiser", config.quantiser) if config.quantiser else None
         loaded = load_model(config.model, train_base=adapter.trains_base, quantiser=quantiser)
+        if loaded.quantised and processes.sharded:
+            raise ConfigError(
+                "a quantised model cannot be sharded: launch without --use_fsdp, which gives every process "
+                "the whole of it, or leave out quantiser"
+            )
         data, held_out = training_rows(config, loaded, objective)
         adapter.attach(loaded.model, torch.Generator().manual_seed(config.seed))
         if config.model.gradient_checkpointing:
