@@ -68,13 +68,17 @@ def warm_basis(matrix: Tensor, last: Tensor) -> Tensor:
     norm = torch.linalg.vector_norm(short, dtype=torch.float32).clamp_min(torch.finfo(torch.float32).tiny)
     scaled = (short / norm).to(pick_dtype("auto", matrix.device))  # (short, long)
     basis = last
-    for shift in SHIFTS:
-        low = product(basis.T.to(scaled.dtype), scaled.T)  # (r, long)
-        image = product(low, scaled).float().T  # (short, r), by columns, as LAPACK wants them
-        energy = low.float().square().sum(1).min()
-        basis = _orthonormal(image.sub_(basis * (shift * energy - TINY)))
-    # As a checkpoint brings it back: products of other strides round otherwise.
-    return basis.contiguous()
+    # The first iteration only looks for the way: half of the matrix will do, unless that is few columns.
+    half = scaled[:, : max(scaled.shape[1] // 2, 2 * last.shape[1])]
+    for part, shift in zip((half, scaled, scaled), SHIFTS, strict=True):
+        low = product(basis.T.to(part.dtype), part.T)  # (r, long)
+        image = product(low, part).float().T  # (short, r), by columns, as LAPACK wants them
+        energy = torch.linalg.vector_norm(low, dim=1, dtype=torch.float32).min().square()
+        basis = torch.linalg.qr(image.sub_(basis * (shift * energy - TINY))).Q
+    # A basis that has not moved keeps its signs, and is laid out as a checkpoint brings it back: products of
+    # other strides round otherwise.
+    signed: Tensor = basis * torch.where((basis * last).sum(0) < 0, -1.0, 1.0)
+    return signed.contiguous()
 
 
 def project(basis: Tensor, matrix: Tensor) -> Tensor:
@@ -96,10 +100,3 @@ def lift(basis: Tensor, low: Tensor, tall: bool) -> Tensor:
 
 def _short_first(matrix: Tensor) -> Tensor:
     return matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
-
-
-def _orthonormal(columns: Tensor) -> Tensor:
-    q, r = torch.linalg.qr(columns)
-    # A basis that has not moved keeps its signs.
-    signed: Tensor = q * torch.where(r.diagonal() < 0, -1.0, 1.0)
-    return signed
