@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from luthier.discovery import Plugin, plugins
     from luthier.errors import ConfigError, DataError, LuthierError, ModelError, PluginError, unknown
     from luthier.file_source import FileSource, file_sources, parse_json, text_lines, without_nulls
+    from luthier.folding import FoldReport, fold
     from luthier.hookspecs import Register, hookimpl
     from luthier.in_backward import ProjectedAdamInBackward
     from luthier.linear_adapter import (
@@ -63,6 +64,7 @@ _HOMES = {
     "discovery": "Plugin plugins",
     "errors": "ConfigError DataError LuthierError ModelError PluginError unknown",
     "file_source": "FileSource file_sources parse_json text_lines without_nulls",
+    "folding": "FoldReport fold",
     "hookspecs": "Register hookimpl",
     "in_backward": "ProjectedAdamInBackward",
     "linear_adapter": "AdaptedLinear LinearAdapter copy_state linear_shape refuse_adapted weight_of",
@@ -94,12 +96,12 @@ _HOME = {name: home for home, names in _HOMES.items() for name in names.split()}
 __all__ = [
     "AdamOptimiser", "AdaptedLinear", "Adapter", "BitsAndBytesAdam",
     "BitsAndBytesQuantiser", "Branch", "Codec", "ConfigError",
-    "DataError", "DataSource", "EvaluationReport", "FileSource", "InBackward", "LinearAdapter",
+    "DataError", "DataSource", "EvaluationReport", "FileSource", "FoldReport", "InBackward", "LinearAdapter",
     "Logprobs", "Loss", "LowRankAdapter", "LuthierError", "Merger", "ModelError", "Objective",
     "Optimiser", "Pack", "Plugin", "PluginError", "Policy", "PreviewResult", "ProjectedAdam",
     "ProjectedAdamInBackward", "Quantiser", "Register",
     "RewardModel", "Row", "RowFilter", "Sample", "StepReport", "Supervise", "Tracker", "TrainResult",
-    "Tree", "build_method", "compose", "copy_state", "evaluate", "file_sources", "hookimpl",
+    "Tree", "build_method", "compose", "copy_state", "evaluate", "file_sources", "fold", "hookimpl",
     "is_target", "linear_shape", "load_adapter", "low_rank_linear", "module_of", "option", "parse_json",
     "plugins", "preview",
     "principal_part", "refuse_adapted", "row_norms", "save_model", "select_matrices", "squared_row_norms",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import re
+import sys
 from abc import abstractmethod
 from importlib.metadata import version
 from typing import Any, ClassVar
@@ -116,6 +117,24 @@ def settle(model: nn.Module) -> None:
                     f"{width} are no whole blocks of {size}; {smaller}leave it out: "
                     f"quantiser.skip=[{name.rpartition('.')[2]}]"
                 )
+
+
+@torch.no_grad()
+def read_back(layer: Any) -> torch.Tensor | None:
+    """Return the (d_out, d_in) fp32 weight that a layer of bitsandbytes multiplies with; None for others."""
+    if BITS_AND_BYTES not in sys.modules:
+        return None
+    bitsandbytes = require()
+    if isinstance(layer, bitsandbytes.nn.Linear4bit):
+        weight: torch.Tensor = bitsandbytes.functional.dequantize_4bit(
+            layer.weight.data, layer.weight.quant_state
+        )
+        return weight.to(layer.compute_dtype or weight.dtype).float()
+    if isinstance(layer, bitsandbytes.nn.Linear8bitLt):
+        scales = layer.state.SCB if layer.weight.SCB is None else layer.weight.SCB
+        codes: torch.Tensor = layer.weight.data
+        return codes.float().mul_((scales / 127)[:, None])
+    return None
 
 
 @functools.cache

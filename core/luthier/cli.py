@@ -21,20 +21,24 @@ usage: luthier VERB [options]
   train      fine-tune: model × quantiser × adapter × optimiser × objective × data
   preview    the first examples as the model will see them, what is trained marked
   evaluate   loss, perplexity and verified answers of a model on held-out rows
+  fold       an adapter and its base made one plain model, with the error of rounding layer by layer
   plugins    what is registered, from which package and version
 
   luthier VERB --help           the verb's groups and options, each with its default
   luthier train recipe=quickstart
   luthier train model.path=FOLDER data=jsonl data.path=rows.jsonl adapter.rank=8
   luthier preview model.path=FOLDER data=jsonl data.path=rows.jsonl                what would be trained on
+  luthier fold model.path=RUN out=FOLDER                           a model without adapter, for any program
   luthier train -m adapter=lora,full optimiser.lr=1e-4,3e-4 …      one run for each combination
   luthier plugins new optimiser NAME                               a package with a method of your own
 
 Environment: LUTHIER_PLUGINS (third-party distributions to load; empty: none), LUTHIER_BLOCKED (ones to
 leave out), LUTHIER_CACHE (converted models), LUTHIER_TRACEBACK=1 (whole tracebacks)."""
 
-COMPOSED = ("train", "evaluate", "preview")
+COMPOSED = ("train", "evaluate", "fold", "preview")
 """The verbs that take a config; each is a function of `luthier` too."""
+ONE_AT_A_TIME = {"preview": "shows what one config trains on", "fold": "writes one model"}
+"""The verbs that no multirun is made of, and why."""
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -109,8 +113,8 @@ def _hydra(verb: str, overrides: list[str]) -> int:
 
     if "-h" in overrides or "--help" in overrides:
         return show_usage(verb, [one for one in overrides if one not in ("-h", "--help")])
-    if verb == "preview" and {"-m", "--multirun"} & set(overrides):
-        raise LuthierError("preview shows what one config trains on; leave out -m and give one value each")
+    if {"-m", "--multirun"} & set(overrides) and verb in ONE_AT_A_TIME:
+        raise LuthierError(f"{verb} {ONE_AT_A_TIME[verb]}; leave out -m and give one value each")
     return launch(verb, overrides)
 
 

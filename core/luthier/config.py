@@ -202,6 +202,8 @@ def _check_ranges(config: DictConfig) -> None:
         value = config.get(key)
         if value is not None and not value > 0:
             raise ConfigError(f"{key}={value} must be positive")
+    if "evaluation" not in config:  # nothing is trained or measured
+        return
     if config.overflow not in OVERFLOW:
         raise ConfigError(unknown("overflow", str(config.overflow), OVERFLOW))
     if not 0 <= config.seed < 2**31:

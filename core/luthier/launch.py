@@ -114,7 +114,8 @@ class _Jobs:
         """Run the only job in this process; Hydra would print its own lines about an error, so it is kept."""
         try:
             config.validate(self.verb, composed)
-            composed.run_dir = str(folder)
+            if "run_dir" in composed:
+                composed.run_dir = str(folder)
             getattr(luthier, self.verb)(composed)
         except LuthierError as error:
             self.error = error

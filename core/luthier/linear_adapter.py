@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from luthier.bnb import read_back
 from luthier.errors import ConfigError, ModelError
 from luthier.peft_folder import PeftAdapter
 from luthier.targets import select
@@ -62,15 +63,7 @@ class AdaptedLinear(nn.Module, ABC):
     @torch.no_grad()
     def base_weight(self) -> torch.Tensor:
         """Return the base's (d_out, d_in) weight in fp32; of a quantised base, what it computes with."""
-        weight = weight_of(self.base)
-        if type(self.base) is nn.Linear:
-            return weight.float()
-        if isinstance(self.base, Conv1D):
-            return weight.T.float()
-        # Whatever a quantised layer stores, its images of the unit vectors are its columns.
-        units = torch.eye(self.in_features, device=weight.device)
-        columns: torch.Tensor = self.base(units) - self.base(torch.zeros_like(units[:1]))
-        return columns.T.float()
+        return weight_in_use(self.base)
 
     @torch.no_grad()
     def fold(self, dtype: torch.dtype = torch.bfloat16) -> nn.Module:
@@ -85,7 +78,7 @@ class AdaptedLinear(nn.Module, ABC):
             base = nn.Linear(*shape, bias is not None, device=weight.device, dtype=dtype)
             if bias is not None:
                 base.bias.copy_(bias)
-        weight_of(base).copy_(weight.T if isinstance(base, Conv1D) else weight)
+        write_weight(base, weight)
         return base.requires_grad_(False)
 
 
@@ -126,7 +119,7 @@ class LinearAdapter(PeftAdapter):
         bases = {name: model.get_submodule(name) for name in select(model, self.targets)}
         model.requires_grad_(False)
         for name, layer in self.wrap_all(bases, generator).items():
-            _replace(model, name, layer.train(bases[name].training))
+            replace(model, name, layer.train(bases[name].training))
 
     def peft_config(self, model: nn.Module) -> dict[str, Any]:
         """Return the targets as PEFT must be told to pick the same ones, and the method's options."""
@@ -192,7 +185,7 @@ def adapter_off(model: nn.Module) -> Iterator[None]:
 def fold(model: nn.Module, dtype: torch.dtype = torch.bfloat16) -> None:
     """Replace every adapted layer of `model` by the plain layer it equals; see `AdaptedLinear.fold`."""
     for name, layer in adapted_layers(model).items():
-        _replace(model, name, layer.fold(dtype))
+        replace(model, name, layer.fold(dtype))
 
 
 def linear_shape(base: nn.Module) -> tuple[int, int]:
@@ -207,6 +200,28 @@ def weight_of(base: nn.Module) -> torch.Tensor:
     """Return what a linear layer stores: (d_out, d_in), transposed in a Conv1D, packed if quantised."""
     assert isinstance(base.weight, torch.Tensor)
     return base.weight
+
+
+@torch.no_grad()
+def weight_in_use(base: nn.Module) -> torch.Tensor:
+    """Return a linear layer's (d_out, d_in) weight in fp32; of a quantised one, what it computes with."""
+    weight = weight_of(base)
+    if type(base) is nn.Linear:
+        return weight.float()
+    if isinstance(base, Conv1D):
+        return weight.T.float()
+    if (known := read_back(base)) is not None:
+        return known
+    # Whatever a quantised layer stores, its images of the unit vectors are its columns.
+    units = torch.eye(linear_shape(base)[0], device=weight.device)
+    columns: torch.Tensor = base(units) - base(torch.zeros_like(units[:1]))
+    return columns.T.float()
+
+
+@torch.no_grad()
+def write_weight(base: nn.Module, weight: torch.Tensor) -> None:
+    """Copy `weight` (d_out, d_in) into a dense linear layer, in the layer's dtype."""
+    weight_of(base).copy_(weight.T if isinstance(base, Conv1D) else weight)
 
 
 def copy_state(into: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor]) -> None:
@@ -224,7 +239,8 @@ def copy_state(into: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tenso
             tensor.copy_(state[key])
 
 
-def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
+def replace(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Put `module` in the place called `name`."""
     parent, _, child = name.rpartition(".")
     setattr(model.get_submodule(parent), child, module)
 

@@ -24,6 +24,7 @@ __all__ = [
     "LoadedModel",
     "LoadedTokenizer",
     "ModelConfig",
+    "ModelPlace",
     "load_model",
     "load_model_tokenizer",
     "save_model",
@@ -32,20 +33,26 @@ __all__ = [
 
 
 @dataclass
-class ModelConfig:
-    """Which model, in which numbers, where."""
+class ModelPlace:
+    """Which model, and where it goes."""
 
     path: str | None = option(
         MISSING, "Transformers folder, hub name, .gguf file, run folder, PEFT folder; null with gguf_package."
     )
     gguf_package: str | None = option(None, "An installed Python package that carries one GGUF file.")
     adapter: str | None = option(None, "A PEFT folder or run folder whose adapter is loaded on the model.")
-    dtype: str = option("auto", "auto (bf16 where the device computes in it), float32, bfloat16 or float16.")
     device: str = option("auto", "auto (CUDA if there is one), cpu, cuda, cuda:1 …")
     revision: str | None = option(None, "Branch, tag or commit at the hub.")
     chat_template: str | None = option(
         None, "Replaces the tokenizer's: a Jinja file, or a name such as chatml."
     )
+
+
+@dataclass
+class ModelConfig(ModelPlace):
+    """Which model, in which numbers, where."""
+
+    dtype: str = option("auto", "auto (bf16 where the device computes in it), float32, bfloat16 or float16.")
     gradient_checkpointing: bool = option(
         False, "Recompute activations in the backward pass: less memory, about a third more time."
     )

@@ -6,7 +6,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from luthier.method import option
-from luthier.model import ModelConfig
+from luthier.model import ModelConfig, ModelPlace
 
 
 @dataclass
@@ -105,6 +105,34 @@ class EvaluateConfig:
 
 
 @dataclass
+class FoldModelConfig(ModelPlace):
+    """The adapter to fold, and its base."""
+
+    dtype: str = option(
+        "auto", "What a quantised base computes in; auto: as in the run that trained the adapter."
+    )
+
+
+@dataclass
+class FoldConfig:
+    """Fold an adapter into its base: one plain model in transformers' layout, which loads anywhere.
+
+    Every layer is folded in fp32 and rounded once; what that loses is shown, and kept in ``fold.json``.
+    """
+
+    model: FoldModelConfig = field(default_factory=FoldModelConfig)
+    quantiser: Any = None
+    base: str = option(
+        "original",
+        "What the update is added to: original, the checkpoint's own weights; dequantised, those that "
+        "`quantiser` makes of them, which training saw.",
+    )
+    out: str = option(MISSING, "Folder to write the model to; a new or an empty one.")
+    dtype: str = option("bfloat16", "What is written: float32, bfloat16 or float16.")
+    plugins: PluginsConfig = field(default_factory=PluginsConfig)
+
+
+@dataclass
 class PreviewConfig(TrainConfig):
     """Show the first examples as the model will see them: token by token, the trained ones marked.
 
@@ -121,4 +149,9 @@ class PreviewConfig(TrainConfig):
 WITHOUT_WEIGHTS = ("preview", "plan")
 """The verbs that load none, so that a method may be asked about on a machine it does not run on."""
 
-VERBS: dict[str, type[Any]] = {"train": TrainConfig, "evaluate": EvaluateConfig, "preview": PreviewConfig}
+VERBS: dict[str, type[Any]] = {
+    "train": TrainConfig,
+    "evaluate": EvaluateConfig,
+    "fold": FoldConfig,
+    "preview": PreviewConfig,
+}

@@ -47,7 +47,7 @@ def show_usage(verb: str, overrides: list[str]) -> int:
 def _groups(root: type[Any]) -> Iterator[tuple[str, str]]:
     config.prepare()
     fields = {field.name for field in dataclasses.fields(root)}
-    for group in ("model", "recipe"):
+    for group in ("model", *(["recipe"] if "adapter" in fields else [])):  # recipes are for training
         if found := presets(group):
             yield group, ", ".join(found)
     for kind in KINDS.values():
