@@ -26,8 +26,8 @@ TINY = 1e-12
 """Least ‖w + s·b A‖², so that a row of zeros has a length to divide by."""
 BLOCK = 1 << 18
 """Elements of a weight that are looked at together in fp32: they stay in a core's cache."""
-ROWS = 256
-"""Rows of an activation that are worked on together, for the same reason."""
+ROWS = 512
+"""Rows of an activation that are scaled together, for the same reason."""
 
 
 @torch.no_grad()
@@ -225,18 +225,14 @@ class _WeightNormed(torch.autograd.Function):
 
 
 def _multiply(rows: Tensor, c: Tensor, out: Tensor) -> Tensor:
-    """Write ``rows ⊙ c`` to `out` (N, d_out), rounded once: c itself in half precision would be off by 0.4 %."""
-    if rows.dtype == c.dtype:
+    """Write ``rows ⊙ c`` to `out` (N, d_out), rounded once: c in half precision is off by 0.4 %."""
+    if rows.dtype == c.dtype or rows.device.type != "cpu":
         return torch.mul(rows, c, out=out)
-    for block in _blocks(len(rows), ROWS):
+    for block in _blocks(len(rows), ROWS):  # on the CPU torch would make copies of both in fp32
         out[block] = rows[block] * c
     return out
 
 
 def _inner(g: Tensor, y: Tensor) -> Tensor:
-    """Return ``Σ_n g_n ⊙ y_n`` (d_out,), in fp32 at least."""
-    wide = torch.promote_types(g.dtype, torch.float32)
-    total = torch.zeros(g.shape[1], dtype=wide, device=g.device)
-    for block in _blocks(len(g), ROWS):
-        total += (g[block].to(wide) * y[block]).sum(0)
-    return total
+    """Return ``Σ_n g_n ⊙ y_n`` (d_out,), summed in fp32 at least."""
+    return (g * y).sum(0, dtype=torch.promote_types(g.dtype, torch.float32))
