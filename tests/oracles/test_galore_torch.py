@@ -9,7 +9,7 @@ from torch import nn
 from luthier_plugins.optimisers.galore import GaLore
 
 galore_torch = pytest.importorskip("galore_torch")
-# They add eps before they correct the second moment's bias, Luthier and torch after: tiny, it does not matter.
+# They add eps before they correct the second moment's bias, Luthier and torch after: tiny, it is the same.
 PROBLEM = {"lr": 0.02, "rank": 4, "gap": 5, "scale": 0.25, "eps": 1e-12}
 
 
