@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from luthier.objective import Loss, Objective
     from luthier.optimiser import InBackward, Optimiser
     from luthier.peft_folder import load_adapter
+    from luthier.planning import PlanResult, plan
     from luthier.policy import Logprobs, Policy
     from luthier.previewing import PreviewResult, preview
     from luthier.projected_adam import ProjectedAdam
@@ -74,6 +75,7 @@ _HOMES = {
     "method": "option",
     "objective": "Loss Objective",
     "optimiser": "InBackward Optimiser",
+    "planning": "PlanResult plan",
     "policy": "Logprobs Policy",
     "previewing": "PreviewResult preview",
     "projected_adam": "ProjectedAdam",
@@ -98,12 +100,12 @@ __all__ = [
     "BitsAndBytesQuantiser", "Branch", "Codec", "ConfigError",
     "DataError", "DataSource", "EvaluationReport", "FileSource", "FoldReport", "InBackward", "LinearAdapter",
     "Logprobs", "Loss", "LowRankAdapter", "LuthierError", "Merger", "ModelError", "Objective",
-    "Optimiser", "Pack", "Plugin", "PluginError", "Policy", "PreviewResult", "ProjectedAdam",
+    "Optimiser", "Pack", "PlanResult", "Plugin", "PluginError", "Policy", "PreviewResult", "ProjectedAdam",
     "ProjectedAdamInBackward", "Quantiser", "Register",
     "RewardModel", "Row", "RowFilter", "Sample", "StepReport", "Supervise", "Tracker", "TrainResult",
     "Tree", "build_method", "compose", "copy_state", "evaluate", "file_sources", "fold", "hookimpl",
     "is_target", "linear_shape", "load_adapter", "low_rank_linear", "module_of", "option", "parse_json",
-    "plugins", "preview",
+    "plan", "plugins", "preview",
     "principal_part", "refuse_adapted", "row_norms", "save_model", "select_matrices", "squared_row_norms",
     "text_lines", "train", "unknown", "weight_normed_linear", "weight_of", "without_nulls", "without_secrets",
 ]  # fmt: skip

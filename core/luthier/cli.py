@@ -20,6 +20,7 @@ usage: luthier VERB [options]
 
   train      fine-tune: model × quantiser × adapter × optimiser × objective × data
   preview    the first examples as the model will see them, what is trained marked
+  plan       what a run takes and what fits, from shapes alone: nothing is downloaded
   evaluate   loss, perplexity and verified answers of a model on held-out rows
   fold       an adapter and its base made one plain model, with the error of rounding layer by layer
   plugins    what is registered, from which package and version
@@ -28,6 +29,7 @@ usage: luthier VERB [options]
   luthier train recipe=quickstart
   luthier train model.path=FOLDER data=jsonl data.path=rows.jsonl adapter.rank=8
   luthier preview model.path=FOLDER data=jsonl data.path=rows.jsonl                what would be trained on
+  luthier plan model=llama3_70b quantiser=nf4 adapter=lora model.device=cuda memory_gb=48         does it fit?
   luthier fold model.path=RUN out=FOLDER                           a model without adapter, for any program
   luthier train -m adapter=lora,full optimiser.lr=1e-4,3e-4 …      one run for each combination
   luthier plugins new optimiser NAME                               a package with a method of your own
@@ -35,7 +37,7 @@ usage: luthier VERB [options]
 Environment: LUTHIER_PLUGINS (third-party distributions to load; empty: none), LUTHIER_BLOCKED (ones to
 leave out), LUTHIER_CACHE (converted models), LUTHIER_TRACEBACK=1 (whole tracebacks)."""
 
-COMPOSED = ("train", "evaluate", "fold", "preview")
+COMPOSED = ("train", "evaluate", "fold", "preview", "plan")
 """The verbs that take a config; each is a function of `luthier` too."""
 ONE_AT_A_TIME = {"preview": "shows what one config trains on", "fold": "writes one model"}
 """The verbs that no multirun is made of, and why."""

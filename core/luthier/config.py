@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -65,7 +66,7 @@ def compose(verb: str, overrides: list[str] | None = None) -> DictConfig:
     """Compose and check the config of `verb` as the command line would.
 
     Args:
-        verb: ``"train"``, ``"evaluate"`` or ``"preview"``.
+        verb: ``"train"``, ``"evaluate"``, ``"preview"`` or ``"plan"``.
         overrides: Hydra overrides, e.g. ``["adapter=lora", "optimiser.lr=1e-4"]``.
 
     Raises:
@@ -117,6 +118,7 @@ def opened(overrides: list[str]) -> list[str]:
         for package in (KINDS[one.kind].package(one.name), f"eval_{KINDS[one.kind].group}")
         if isinstance(_made(field), dict)
     ]
+    tables.append("model.shape")
     return [f"++{one}" if _starts(one, tables) else one for one in overrides]
 
 
@@ -204,6 +206,10 @@ def _check_ranges(config: DictConfig) -> None:
             raise ConfigError(f"{key}={value} must be positive")
     if "evaluation" not in config:  # nothing is trained or measured
         return
+    for key in ("memory_gb", "tflops", "efficiency", "tokens"):
+        value = config.get(key)
+        if value is not None and not 0 < value < math.inf:
+            raise ConfigError(f"{key}={value} must be positive")
     if config.overflow not in OVERFLOW:
         raise ConfigError(unknown("overflow", str(config.overflow), OVERFLOW))
     if not 0 <= config.seed < 2**31:

@@ -4,28 +4,16 @@ The gradient that reaches a token's log-probability is one number, so the forwar
 probabilities at hand, already makes each row's gradient up to that number: backward only scales rows.
 """
 
-import contextlib
-from collections.abc import Iterator
-from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
+from luthier.planned import planned_device
+
 CHUNK_BYTES = {"cpu": 32 << 20, "cuda": 256 << 20}
 """Size of a chunk of float32 logits; two such blocks are alive."""
-_planned: ContextVar[str | None] = ContextVar("_planned", default=None)
-
-
-@contextlib.contextmanager
-def planned_for(device: str) -> Iterator[None]:
-    """Plan in the block: chunks are cut as on a `device` of that type, and the first stands for all."""
-    token = _planned.set(device)
-    try:
-        yield
-    finally:
-        _planned.reset(token)
 
 
 def token_logprobs(
@@ -52,7 +40,7 @@ def token_logprobs(
         (N,) float32 (float64 for float64), differentiable in `hidden`, `weight` and `bias`.
     """
     if chunk is None:
-        size = CHUNK_BYTES.get(_planned.get() or hidden.device.type, 256 << 20)
+        size = CHUNK_BYTES.get(planned_device() or hidden.device.type, 256 << 20)
         chunk = max(1, size // (4 * weight.shape[0]))
     terms = _Terms(softcap, scale, chunk, unit=torch.is_grad_enabled() and hidden.requires_grad)
     values: torch.Tensor = _TokenLogprobs.apply(hidden, weight, bias, targets, terms)  # type: ignore[no-untyped-call]
@@ -172,7 +160,7 @@ class _Blocks:
     def rows(self) -> list[slice]:
         """Return the chunks of rows."""
         count, step = len(self.hidden), self.terms.chunk
-        if _planned.get():
+        if planned_device():
             return [slice(0, min(step, count))]
         return [slice(start, min(start + step, count)) for start in range(0, count, step)]
 

@@ -56,6 +56,9 @@ class ModelConfig(ModelPlace):
     gradient_checkpointing: bool = option(
         False, "Recompute activations in the backward pass: less memory, about a third more time."
     )
+    shape: dict[str, Any] = option(
+        {}, "The model's config (model_type, hidden_size …); read by plan alone, which then needs no model."
+    )
     fused: bool = option(True, "Run frozen MLPs, norms and products as fused functions, checked at start.")
 
 

@@ -16,15 +16,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.autograd.function import once_differentiable
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AttentionInterface, PreTrainedModel
 
 from luthier.fused import fuse
-from luthier.head import planned_for
 from luthier.objective import Objective
+from luthier.planned import planned_for
 from luthier.policy import Policy
 from luthier.pretrained import quiet
 from luthier.spans import Tile, TreeSpans
@@ -88,6 +88,10 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run `func` and look at what it made."""
+        if func is torch.ops.prim.device.default and isinstance(args[0], FakeTensor):
+            # Half of all calls: fake tensors are asked where they are.
+            inside = args[0].fake_mode.in_kernel_invocation
+            return torch.device("meta") if inside else args[0].fake_device
         out = func(*args, **(kwargs or {}))
         for tensor in _tensors(out):
             self._see(tensor.untyped_storage())
@@ -135,11 +139,10 @@ def work(model: PreTrainedModel, tokens: int, setting: Setting) -> tuple[float, 
 
     A multiply-add is two; what checkpointing computes again counts. `model` is used up.
     """
+    counter = FlopCounterMode(display=False, custom_mapping={torch.ops.mkldnn._linear_pointwise: _linear})
     with _prepared(model, setting) as (policy, _):
         pack = Pack.of([Tree((0,), (Branch((0,) * (tokens - 1)),))])
-        with FlopCounterMode(
-            display=False, custom_mapping={torch.ops.mkldnn._linear_pointwise: _linear}
-        ) as count:
+        with planned_for("cuda"), counter as count:  # the head in one chunk
             policy.logprobs(pack).values.sum().backward()  # type: ignore[no-untyped-call]
     products = count.get_flop_counts()["Global"]
     batched = sum(products.get(one, 0) for one in (torch.ops.aten.bmm, torch.ops.aten.baddbmm))
@@ -197,7 +200,7 @@ class _LargestTile(TreeSpans):
 
 def area(tile: Tile) -> int:
     """Return the scores of a tile, of one head."""
-    return int(tile.bias.shape[0]) * sum(keys.stop - keys.start for keys in tile.keys)
+    return int(tile.bias.shape[0] * sum(keys.stop - keys.start for keys in tile.keys))
 
 
 def _pack(model: PreTrainedModel, trees: Sequence[Tree]) -> Pack:

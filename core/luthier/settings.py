@@ -146,6 +146,23 @@ class PreviewConfig(TrainConfig):
     html: str | None = option("preview.html", "The page to write; null: none.")
 
 
+@dataclass
+class PlanConfig(TrainConfig):
+    """Say what a run takes and what fits, from the model's shapes: no weight is downloaded or loaded.
+
+    Takes the options of ``train``: put ``plan`` in its place. No rows are needed: a pack is one row of
+    `pack_tokens` tokens, all of them supervised, and a step has several packs. For another machine than this
+    one: ``model.device=cuda memory_gb=48 tflops=300``.
+    """
+
+    data: Any = None
+    memory_gb: float | None = option(None, "Memory of the device in GB (10⁹ bytes); null: this machine's.")
+    tflops: float | None = option(None, "Speed of the device in TFLOP/s; null: a product is timed here.")
+    efficiency: float = option(0.5, "Share of that speed that training reaches.")
+    tokens: float | None = option(None, "Tokens to train on; null: a pack for each of max_steps; a million.")
+    json: str | None = option(None, "A file to write the plan to.")
+
+
 WITHOUT_WEIGHTS = ("preview", "plan")
 """The verbs that load none, so that a method may be asked about on a machine it does not run on."""
 
@@ -154,4 +171,5 @@ VERBS: dict[str, type[Any]] = {
     "evaluate": EvaluateConfig,
     "fold": FoldConfig,
     "preview": PreviewConfig,
+    "plan": PlanConfig,
 }

@@ -18,6 +18,7 @@ from transformers.pytorch_utils import Conv1D
 
 from luthier.linear_adapter import linear_shape, weight_of
 from luthier.low_rank import compute_dtype
+from luthier.planned import planned_device
 from luthier.products import product
 
 FLOOR = 1e-6
@@ -65,9 +66,9 @@ def row_norms(base: nn.Module, squared: Tensor, a: Tensor, b: Tensor, scale: flo
         b: B (d_out, r).
         scale: s.
 
-    Shape: (d_out,), of the dtype of `squared`, above zero; on the meta device it is not computed.
+    Shape: (d_out,), of the dtype of `squared`, above zero; on shapes alone it is not computed.
     """
-    if squared.is_meta:
+    if squared.is_meta or planned_device():
         return torch.empty_like(squared)
     with torch.autocast(a.device.type, enabled=False):
         along = _through(base, a).to(b.dtype)  # A Wᵀ (r, d_out)

@@ -1,0 +1,218 @@
+"""`plan`: what a training run takes and what fits, from shapes alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig
+
+from luthier import config as configs
+from luthier.errors import ConfigError
+from luthier.peak import in_use
+from luthier.plan_memory import Counted, Memory, Methods, memory, passed
+from luthier.plan_ranking import Choice, ranked
+from luthier.plan_shapes import Sampled, config_of, on_meta
+from luthier.plan_simulation import Setting
+from luthier.plan_table import show
+from luthier.plan_time import flops_per_token, measured_tflops
+from luthier.precision import pick_device, pick_dtype, weights_and_autocast
+from luthier.quantiser import Quantiser
+from luthier.report import as_json, write_json
+from luthier.tree import Branch, Tree
+
+CUDA_CONTEXT = 0.5e9
+"""Bytes that CUDA takes for itself in a process."""
+
+
+@dataclass(frozen=True)
+class PlanResult:
+    """What a run takes.
+
+    Attributes:
+        model: What was planned.
+        device: ``cpu`` or ``cuda``.
+        dtype: What the model computes in.
+        methods: Adapter, optimiser, objective and quantiser, by name.
+        parameters: Of the model, adapter included; tied ones count once.
+        trained: Those that train.
+        pack_tokens: Tokens in memory at a time.
+        checkpointing: Activations are computed again in the backward pass.
+        memory: Bytes by what they are for.
+        otherwise: The same with `checkpointing` the other way.
+        total: Sum of `memory`.
+        capacity: Bytes of the device; None where it is not known.
+        fits: Whether `total` is within it.
+        advice: Which knob to turn.
+        choices: Every combination of quantiser, adapter and optimiser, the best one first.
+        flops_per_token: Floating-point operations, forward and backward.
+        tflops: Speed of the device, times the efficiency; None where it is not known.
+        tokens: Tokens to train on.
+        seconds: Time they take.
+    """
+
+    model: str
+    device: str
+    dtype: str
+    methods: dict[str, str]
+    parameters: int
+    trained: int
+    pack_tokens: int
+    checkpointing: bool
+    memory: Memory
+    otherwise: Memory
+    total: float
+    capacity: float | None
+    fits: bool | None
+    advice: str
+    choices: tuple[Choice, ...]
+    flops_per_token: float
+    tflops: float | None
+    tokens: float
+    seconds: float | None
+
+
+def plan(config: DictConfig) -> PlanResult:
+    """Plan a run from the shapes of its model, show the plan, and return it.
+
+    Args:
+        config: What `luthier.compose("plan", overrides)` returns.
+
+    Raises:
+        LuthierError: A model, an option or a combination that cannot be planned; one line says why.
+    """
+    result = _planned(config)
+    show(result)
+    if config.json:
+        try:
+            write_json(Path(config.json), as_json(result))
+        except OSError as error:
+            raise ConfigError(f"json={config.json} cannot be written: {error.strerror}") from error
+    return result
+
+
+def _planned(config: DictConfig) -> PlanResult:
+    model_config, device = config_of(config.model), device_type(config.model.device)
+    dtype = _dtype(config.model.dtype, device)
+    quantiser: Quantiser | None = configs.build("quantiser", config.quantiser) if config.quantiser else None
+    methods = Methods(
+        configs.build("adapter", config.adapter),
+        configs.build("optimiser", config.optimiser),
+        configs.build("objective", config.objective),
+        quantiser,
+    )
+    setting = setting_of(config, dtype, device, methods.adapter.trains_base)
+    model = on_meta(model_config, setting.stored)
+    counted = Counted.of(Sampled(model), methods.adapter, quantiser)
+    sampled, tree = Sampled.of(model), row(config.pack_tokens, len(methods.objective.branch_names))
+    baseline = CUDA_CONTEXT if device == "cuda" else in_use() or 0.0
+    memories = []
+    for checkpointing in (setting.checkpointing, not setting.checkpointing):
+        one = dataclasses.replace(setting, checkpointing=checkpointing)
+        passes = passed(sampled, [tree], methods.objective, one)
+        memories.append(memory(counted, methods, passes, one, baseline))
+    capacity = _capacity(config, device)
+    choices = ranked(config, model_config, dtype, device, (baseline, capacity), tree)
+    flops = flops_per_token(sampled, config.pack_tokens, setting)
+    tflops, tokens = _speed(config, device, dtype), _tokens(config)
+    return PlanResult(
+        model=str(config.model.path or config.model.gguf_package or model_config.model_type),
+        device=device,
+        dtype=str(dtype).removeprefix("torch."),
+        methods={
+            kind: str(config[kind].name)
+            for kind in ("quantiser", "adapter", "optimiser", "objective")
+            if config[kind]
+        },
+        parameters=counted.parameters,
+        trained=counted.trained,
+        pack_tokens=config.pack_tokens,
+        checkpointing=setting.checkpointing,
+        memory=memories[0],
+        otherwise=memories[1],
+        total=memories[0].total,
+        capacity=capacity,
+        fits=None if capacity is None else memories[0].total <= capacity,
+        advice=advice(memories[0], memories[1], capacity, choices, setting.checkpointing),
+        choices=choices,
+        flops_per_token=flops,
+        tflops=tflops,
+        tokens=tokens,
+        seconds=None if tflops is None else tokens * flops / (tflops * 1e12),
+    )
+
+
+def setting_of(config: DictConfig, dtype: torch.dtype, device: str, trains_base: bool) -> Setting:
+    """Return how a run of `config` computes, if its adapter `trains_base` or not."""
+    stored, autocast = weights_and_autocast(dtype, trains_base)
+    return Setting(device, stored, autocast, config.model.fused, config.model.gradient_checkpointing)
+
+
+def row(tokens: int, branches: int) -> Tree:
+    """Return a tree of `tokens` tokens: a prompt of one with a completion, or several, all supervised."""
+    count = min(max(1, branches), max(1, tokens - 1))
+    lengths = [max(1, (tokens - 1) // count)] * count
+    lengths[0] += max(0, tokens - 1 - sum(lengths))
+    return Tree((0,), tuple(Branch((0,) * length) for length in lengths))
+
+
+def device_type(name: str) -> str:
+    """Return ``cpu`` or ``cuda`` for a device that this machine need not have.
+
+    Raises:
+        ConfigError: It is neither.
+    """
+    kind = pick_device("auto").type if name == "auto" else name.partition(":")[0]
+    if kind not in ("cpu", "cuda"):
+        raise ConfigError(f"model.device={name} cannot be planned; expected auto, cpu or cuda")
+    return kind
+
+
+def _dtype(name: str, device: str) -> torch.dtype:
+    if name == "auto" and device == "cuda" and not torch.cuda.is_available():
+        return torch.bfloat16
+    return pick_dtype(name, torch.device(device))
+
+
+def _capacity(config: DictConfig, device: str) -> float | None:
+    if config.memory_gb is not None:
+        return float(config.memory_gb) * 1e9
+    if device == "cuda":
+        return float(torch.cuda.mem_get_info()[1]) if torch.cuda.is_available() else None
+    try:
+        return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    except (ValueError, OSError, AttributeError):
+        return None
+
+
+def _speed(config: DictConfig, device: str, dtype: torch.dtype) -> float | None:
+    here = device == "cpu" or torch.cuda.is_available()
+    raw = config.tflops or (measured_tflops(device, dtype) if here else None)
+    return None if raw is None else float(raw * config.efficiency)
+
+
+def _tokens(config: DictConfig) -> float:
+    return float(config.tokens or (config.max_steps or 0) * config.pack_tokens or 1e6)
+
+
+def advice(
+    now: Memory, otherwise: Memory, capacity: float | None, choices: tuple[Choice, ...], checkpointing: bool
+) -> str:
+    """Return the line that says which knob to turn."""
+    if capacity is None:
+        return "memory_gb=GB says whether it fits a device"
+    if now.total <= capacity:
+        return "nothing needs to change"
+    if not checkpointing and otherwise.total <= capacity:
+        return "model.gradient_checkpointing=true makes it fit"
+    resting = now.total - now.activations - now.workspace - now.retained
+    passing = min(now.total, otherwise.total) - resting
+    if resting + passing / 4 <= capacity:
+        more = "" if checkpointing else " and model.gradient_checkpointing=true"
+        return f"a smaller pack_tokens{more} makes it fit"
+    if fitting := next((one for one in choices if one.total <= capacity), None):
+        return f"{fitting.overrides} makes it fit"
+    return "nothing that is installed makes it fit: a smaller model, or more memory"
