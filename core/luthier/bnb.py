@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import re
 import sys
 from abc import abstractmethod
@@ -141,10 +142,11 @@ def read_back(layer: Any) -> torch.Tensor | None:
 def _misreads(width: int, size: int, dtype: torch.dtype, device: torch.device) -> bool:
     """Whether rows of `width` come back from blocks of `size` with the scale of another block."""
     functional = require().functional
-    count = 16 * size
-    drawn = torch.randn(count * width, generator=torch.Generator().manual_seed(0)).view(-1, size)
-    drawn *= 8.0 ** (torch.arange(len(drawn)) % 3)[:, None]
+    count = max(8, math.ceil(4 * size / width))  # rows
+    whole = count * width // size * size
+    drawn = torch.randn(count * width, generator=torch.Generator().manual_seed(0))
+    drawn *= 8.0 ** (torch.arange(count * width) // size % 3)  # no two blocks in turn are alike
     weight = drawn.view(count, width).to(device, dtype)
     back = functional.dequantize_4bit(*functional.quantize_4bit(weight, blocksize=size, quant_type="nf4"))
-    off = (back - weight).float().view(-1, size).abs().amax(1)
-    return bool((off > _HALF_STEP * weight.float().view(-1, size).abs().amax(1)).any())
+    off, blocks = ((one.float().flatten()[:whole].view(-1, size)) for one in (back - weight, weight))
+    return bool((off.abs().amax(1) > _HALF_STEP * blocks.abs().amax(1)).any())
