@@ -46,6 +46,9 @@ class ModelPlace:
     chat_template: str | None = option(
         None, "Replaces the tokenizer's: a Jinja file, or a name such as chatml."
     )
+    shape: dict[str, Any] = option(
+        {}, "The model's config (model_type, hidden_size …); read by plan alone, which then needs no model."
+    )
 
 
 @dataclass
@@ -55,9 +58,6 @@ class ModelConfig(ModelPlace):
     dtype: str = option("auto", "auto (bf16 where the device computes in it), float32, bfloat16 or float16.")
     gradient_checkpointing: bool = option(
         False, "Recompute activations in the backward pass: less memory, about a third more time."
-    )
-    shape: dict[str, Any] = option(
-        {}, "The model's config (model_type, hidden_size …); read by plan alone, which then needs no model."
     )
     fused: bool = option(True, "Run frozen MLPs, norms and products as fused functions, checked at start.")
 

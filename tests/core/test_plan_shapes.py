@@ -90,3 +90,12 @@ def test_a_quantised_weight_takes_the_bits_its_class_says_and_the_head_stays():
 def test_a_shape_that_cannot_be_built_is_told_with_what_is_missing(shape, told):
     with pytest.raises(ModelError, match=told):
         config_of(SimpleNamespace(shape=shape))
+
+
+def test_a_preset_that_is_planned_with_is_one_for_every_verb():
+    for verb, more in (
+        ("train", ["data=jsonl", "data.path=x"]),
+        ("fold", ["model.adapter=x", "out=y"]),
+        ("evaluate", ["data=jsonl", "data.path=x"]),
+    ):
+        assert compose(verb, ["model=llama3_8b", *more]).model.path == "meta-llama/Meta-Llama-3-8B"
