@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import logging
 import os
 import sys
@@ -109,10 +110,16 @@ def _plugins(arguments: list[str]) -> int:
 
 def _hydra(verb: str, overrides: list[str]) -> int:
     quieten()
-    # Importing torch takes a second or two, so the verbs that need it import it here.
+    # Importing torch takes a second or two, so the verbs that need it import it here. Nothing of it is
+    # garbage, and looking for some would take another one.
+    gc.disable()
+    from luthier import config
     from luthier.launch import launch
     from luthier.usage import show_usage
 
+    config.prepare()
+    gc.freeze()
+    gc.enable()
     if "-h" in overrides or "--help" in overrides:
         return show_usage(verb, [one for one in overrides if one not in ("-h", "--help")])
     if {"-m", "--multirun"} & set(overrides) and verb in ONE_AT_A_TIME:

@@ -80,7 +80,7 @@ class Counted:
 
     Attributes:
         model: The model, whole or sampled; no longer than until its passes are known.
-        quantised: Names of the quantised layers.
+        dense: Bytes of the largest quantised weight where it is multiplied with.
         parameters: All of them, the adapter's included.
         trained: Those that train.
         weights: Bytes of the base.
@@ -91,7 +91,7 @@ class Counted:
     """
 
     model: Sampled
-    quantised: frozenset[str] = frozenset()
+    dense: float = 0.0
     parameters: int = 0
     trained: int = 0
     weights: float = 0.0
@@ -107,7 +107,9 @@ class Counted:
         Raises:
             ConfigError: The adapter's options do not fit the model.
         """
-        counted = cls(model, quantise(model.model, quantiser) if quantiser else frozenset())
+        if quantiser:
+            quantise(model.model, quantiser)
+        counted = cls(model)
         base = {id(tensor) for tensor in _tensors(model.model).values()}
         attach(model.model, adapter)
         packed = {id(one.weight) for one in model.model.modules() if isinstance(one, QuantisedShape)}
@@ -117,6 +119,8 @@ class Counted:
             size = tensor.numel() * bits / 8 if id(tensor) in packed else dense
             counted.weights += count * size * (id(tensor) in base)
             counted.adapter += count * size * (id(tensor) not in base)
+            if id(tensor) in packed:
+                counted.dense = max(counted.dense, dense)
             if isinstance(tensor, torch.nn.Parameter):
                 counted.parameters += count * tensor.numel()
             if tensor.requires_grad:

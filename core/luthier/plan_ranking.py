@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -65,6 +66,7 @@ def ranked(
     device: str,
     bounds: tuple[float, float | None],
     tree: Tree,
+    known: tuple[Pass, float],
 ) -> tuple[Choice, ...]:
     """Return the combinations of all registered methods that are not refused, the best one first.
 
@@ -77,8 +79,10 @@ def ranked(
         device: ``cpu`` or ``cuda``.
         bounds: Bytes of the process without the model, and of the device.
         tree: What a pack holds.
+        known: The pass of the adapter that `config` names, and its `Counted.dense`.
     """
     ranking = _Ranking(config, model_config, dtype, device, bounds[0], tree)
+    ranking.passes[str(config.adapter.name)] = known
     found = []
     for names in ranking.allowed():
         try:
@@ -102,7 +106,7 @@ class _Ranking:
     def __post_init__(self) -> None:
         self.bases: dict[torch.dtype, Sampled] = {}
         self.counts: dict[tuple[str, str | None], Counted] = {}
-        self.passes: dict[tuple[str, frozenset[str]], Pass] = {}
+        self.passes: dict[str, tuple[Pass, float]] = {}
 
     def allowed(self) -> Iterator[dict[str, str | None]]:
         """Yield the names of what goes together, on the device and with the objective."""
@@ -132,10 +136,8 @@ class _Ranking:
         model = self.config.model
         setting = Setting(self.device, stored, autocast, model.fused, model.gradient_checkpointing)
         counted = self._counted(str(names["adapter"]), names["quantiser"], methods, stored)
-        key = str(names["adapter"]), counted.quantised
-        if key not in self.passes:
-            self.passes[key] = passed(counted.model, [self.tree], objective, setting)
-        total = memory(counted, methods, self.passes[key], setting, self.baseline).total
+        one = self._passed(str(names["adapter"]), counted, methods, setting)
+        total = memory(counted, methods, one, setting, self.baseline).total
         return Choice(
             quantiser=names["quantiser"],
             adapter=str(names["adapter"]),
@@ -153,6 +155,14 @@ class _Ranking:
             base = self.bases[stored].copied()
             self.counts[adapter, quantiser] = Counted.of(base, methods.adapter, methods.quantiser)
         return self.counts[adapter, quantiser]
+
+    def _passed(self, adapter: str, counted: Counted, methods: Methods, setting: Setting) -> Pass:
+        """Return the pass of the adapter, whatever the quantiser: one dense weight more or less at a time."""
+        if adapter not in self.passes:
+            one = passed(counted.model, [self.tree], methods.objective, setting)
+            self.passes[adapter] = one, counted.dense
+        one, dense = self.passes[adapter]
+        return dataclasses.replace(one, peak=one.peak - dense + counted.dense)
 
     def _method(self, kind: str, name: str | None) -> Any:
         node = self.config[kind]

@@ -112,15 +112,14 @@ class _Dequantised(torch.autograd.Function):
         return grad @ torch.empty_like(weight, dtype=grad.dtype), None, None
 
 
-def quantise(model: PreTrainedModel, quantiser: Quantiser) -> frozenset[str]:
-    """Replace what `quantiser` quantises by its shape, in place; return the names of all that is."""
+def quantise(model: PreTrainedModel, quantiser: Quantiser) -> None:
+    """Replace the linear layers that `quantiser` quantises by their shapes, in place."""
     head = model.get_output_embeddings()
     linears = {name: module for name, module in model.named_modules() if type(module) is nn.Linear}
     chosen = [name for name, one in linears.items() if one is not head and quantiser.quantises(name)]
     for name in chosen:
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, QuantisedShape(linears[name]))
-    return frozenset(chosen)
 
 
 class _Undrawn(TorchDispatchMode):  # type: ignore[no-untyped-call]

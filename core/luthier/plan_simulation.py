@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.autograd.function import once_differentiable
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import flop_registry
 from transformers import AttentionInterface, PreTrainedModel
 
 from luthier.fused import fuse
@@ -139,18 +138,29 @@ def work(model: PreTrainedModel, tokens: int, setting: Setting) -> tuple[float, 
 
     A multiply-add is two; what checkpointing computes again counts. `model` is used up.
     """
-    counter = FlopCounterMode(display=False, custom_mapping={torch.ops.mkldnn._linear_pointwise: _linear})
     with _prepared(model, setting) as (policy, _):
         pack = Pack.of([Tree((0,), (Branch((0,) * (tokens - 1)),))])
-        with planned_for("cuda"), counter as count:  # the head in one chunk
+        # As for a GPU, the head is one chunk.
+        with planned_for("cuda"), _Work() as done:  # type: ignore[no-untyped-call]
             policy.logprobs(pack).values.sum().backward()  # type: ignore[no-untyped-call]
-    products = count.get_flop_counts()["Global"]
-    batched = sum(products.get(one, 0) for one in (torch.ops.aten.bmm, torch.ops.aten.baddbmm))
-    return float(sum(products.values())), float(batched)
+    return done.total, done.batched
 
 
-def _linear(x: Any, weight: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
-    return int(2 * math.prod(out_shape) * weight[1])
+class _Work(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Adds up what torch's counter of operations says of each product."""
+
+    total = batched = 0.0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        packet = func._overloadpacket
+        if packet in flop_registry:
+            done = flop_registry[packet](*args, **(kwargs or {}), out_val=out)
+            self.total += done
+            self.batched += done * (packet in (torch.ops.aten.bmm, torch.ops.aten.baddbmm))
+        elif packet is torch.ops.mkldnn._linear_pointwise:
+            self.total += 2.0 * out.numel() * args[1].shape[1]
+        return out
 
 
 @contextlib.contextmanager

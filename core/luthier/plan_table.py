@@ -35,10 +35,10 @@ def show(plan: PlanResult, console: Console | None = None) -> None:
     share = f"{plan.trained:,} trained ({100 * plan.trained / plan.parameters:.2f} %)"
     size = f"{plan.parameters:,} parameters, {share} · {plan.dtype} on {plan.device}"
     console.print(f"[bold]model    [/] {plan.model} · {size}", soft_wrap=True)
-    console.print(f"[bold]methods  [/] {chosen}")
+    console.print(f"[bold]methods  [/] {chosen}", soft_wrap=True)
     console.print(_memory(plan))
-    console.print(f"[bold]fits     [/] {_verdict(plan)}")
-    console.print(f"[bold]time     [/] {_time(plan)}\n")
+    console.print(f"[bold]fits     [/] {_verdict(plan)}", soft_wrap=True)
+    console.print(f"[bold]time     [/] {_time(plan)}\n", soft_wrap=True)
     console.print(_choices(plan))
 
 
@@ -75,7 +75,7 @@ def _time(plan: PlanResult) -> str:
     if plan.tflops is None or plan.seconds is None:
         return f"{work}; tflops=SPEED of the device says how long {plan.tokens:,.0f} tokens take"
     rate = plan.tokens / plan.seconds
-    speed = f"{rate:,.0f} tokens/s at {plan.tflops:.3g} TFLOP/s"
+    speed = f"{rate:,.3g} tokens/s at {plan.tflops:.3g} TFLOP/s"
     return f"{work}, {speed}: {duration(plan.seconds)} for {plan.tokens:,.0f}"
 
 

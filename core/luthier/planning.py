@@ -109,13 +109,15 @@ def _planned(config: DictConfig) -> PlanResult:
     counted = Counted.of(Sampled(model), methods.adapter, quantiser)
     sampled, tree = Sampled.of(model), row(config.pack_tokens, len(methods.objective.branch_names))
     baseline = CUDA_CONTEXT if device == "cuda" else in_use() or 0.0
-    memories = []
-    for checkpointing in (setting.checkpointing, not setting.checkpointing):
-        one = dataclasses.replace(setting, checkpointing=checkpointing)
-        passes = passed(sampled, [tree], methods.objective, one)
-        memories.append(memory(counted, methods, passes, one, baseline))
+    settings = [dataclasses.replace(setting, checkpointing=one) for one in (False, True)]
+    passes = [passed(sampled, [tree], methods.objective, one) for one in settings]
+    memories = [
+        memory(counted, methods, one, how, baseline) for one, how in zip(passes, settings, strict=True)
+    ]
+    now, other = int(setting.checkpointing), int(not setting.checkpointing)
     capacity = _capacity(config, device)
-    choices = ranked(config, model_config, dtype, device, (baseline, capacity), tree)
+    known = passes[now], counted.dense
+    choices = ranked(config, model_config, dtype, device, (baseline, capacity), tree, known)
     flops = flops_per_token(sampled, config.pack_tokens, setting)
     tflops, tokens = _speed(config, device, dtype), _tokens(config)
     return PlanResult(
@@ -131,12 +133,12 @@ def _planned(config: DictConfig) -> PlanResult:
         trained=counted.trained,
         pack_tokens=config.pack_tokens,
         checkpointing=setting.checkpointing,
-        memory=memories[0],
-        otherwise=memories[1],
-        total=memories[0].total,
+        memory=memories[now],
+        otherwise=memories[other],
+        total=memories[now].total,
         capacity=capacity,
-        fits=None if capacity is None else memories[0].total <= capacity,
-        advice=advice(memories[0], memories[1], capacity, choices, setting.checkpointing),
+        fits=None if capacity is None else memories[now].total <= capacity,
+        advice=advice(memories[now], memories[other], capacity, choices, setting.checkpointing),
         choices=choices,
         flops_per_token=flops,
         tflops=tflops,
