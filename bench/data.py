@@ -23,7 +23,7 @@ SMOKE_CHARACTERS = 200
 
 def model_folder(smoke: bool) -> Path:
     """Return where the model is kept."""
-    return CACHE / ("tiny" if smoke else "SmolLM2-135M")
+    return CACHE / ("tiny-64" if smoke else "SmolLM2-135M")
 
 
 def workload_files(rows: int, smoke: bool) -> tuple[Path, Path]:
@@ -100,8 +100,8 @@ def random_tiny(tokenizer: "PreTrainedTokenizerBase") -> "PreTrainedModel":
     return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=len(tokenizer),
-            hidden_size=32,
-            intermediate_size=64,
+            hidden_size=64,  # blocks of NF4 are 64 wide
+            intermediate_size=128,
             num_hidden_layers=2,
             num_attention_heads=2,
             num_key_value_heads=1,

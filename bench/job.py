@@ -35,6 +35,7 @@ class Job:
     rank: int = 16
     alpha: int = 32
     adapter: str = "lora"
+    quantiser: str = "none"
     targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
     threads: int = 2
     seed: int = 0

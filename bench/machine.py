@@ -6,7 +6,7 @@ import re
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-PACKAGES = ("luthier", "torch", "transformers", "peft", "trl", "accelerate")
+PACKAGES = ("luthier", "torch", "transformers", "peft", "trl", "bitsandbytes", "accelerate")
 
 
 def cpu_model() -> str:

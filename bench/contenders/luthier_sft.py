@@ -17,6 +17,7 @@ def overrides(job: Job) -> list[str]:
     return [
         f"model.path={job.model}",
         f"model.dtype={DTYPES[job.precision]}",
+        f"quantiser={job.quantiser}",
         f"adapter={job.adapter}",
         f"adapter.rank={job.rank}",
         f"adapter.alpha={job.alpha}",

@@ -19,6 +19,7 @@ from peft import LoraConfig
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    BitsAndBytesConfig,
     TrainerCallback,
     TrainerControl,
     TrainerState,
@@ -108,6 +109,18 @@ def lora_config(job: Job) -> LoraConfig:
     )
 
 
+def quantisation(job: Job) -> BitsAndBytesConfig | None:
+    """Return bitsandbytes' NF4 as QLoRA has it, or nothing."""
+    if job.quantiser == "none":
+        return None
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=job.quantiser,
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16 if job.precision == "bf16" else torch.float32,
+    )
+
+
 def tokenised(job: Job) -> Dataset:
     """Return the rows in TRL's tokenised format."""
     rows = []
@@ -126,7 +139,9 @@ def run(job: Job) -> Measurement:
         force_compact_head()
     stopwatch = Stopwatch()
     trainer = SFTTrainer(
-        model=AutoModelForCausalLM.from_pretrained(job.model, dtype=torch.float32),
+        model=AutoModelForCausalLM.from_pretrained(
+            job.model, dtype=torch.float32, quantization_config=quantisation(job)
+        ),
         args=sft_config(job),
         train_dataset=tokenised(job),
         processing_class=AutoTokenizer.from_pretrained(job.model),
