@@ -66,7 +66,7 @@ def test_replacing_a_built_in_means_blocking_it(strangers, monkeypatch):
     assert load().find("optimiser", "adamw").plugin.distribution == "luthier"
     monkeypatch.setenv("LUTHIER_PLUGINS", "mine")
     monkeypatch.setenv("LUTHIER_BLOCKED", "optimiser.adamw")
-    assert load().names("optimiser") == []
+    assert "adamw" not in load().names("optimiser")
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_a_plugin_for_another_core_version_is_not_loaded(strangers):
 
 
 def test_an_unknown_name_is_answered_with_the_nearest():
-    with pytest.raises(PluginError, match=r"unknown adapter 'lroa': did you mean 'lora'\? known: full, lora"):
+    with pytest.raises(PluginError, match=r"unknown adapter 'lroa': did you mean 'lora'\? known: .*full, lora"):
         catalogue().find("adapter", "lroa")
 
 
