@@ -65,7 +65,7 @@ def test_core_is_small():
     # they serve every method, and moving them elsewhere would not make them smaller. Since then: data
     # (layouts, tree store, overflow, files, templates) 850; checkpoints, resume, processes, meters 850;
     # preview 340; fused functions 330; the generator of packages 150. Since then: plan (shapes, simulation,
-    # ranking, table) 1,000; bitsandbytes' layers and optimisers 220; subspaces 200; fold 220; weight norms 160;
+    # ranking, table) 1,000; bitsandbytes' layers and optimisers 220; subspaces 200; fold 220; row norms 160;
     # combinations, presets and Adam's groups 130. The kit is no part of it: see KIT.
     assert sum(code_lines(path) for path in (ROOT / "core").rglob("*.py") if path not in KIT) <= 8000
 

@@ -108,7 +108,9 @@ def test_a_plugin_for_another_core_version_is_not_loaded(strangers):
 
 
 def test_an_unknown_name_is_answered_with_the_nearest():
-    with pytest.raises(PluginError, match=r"unknown adapter 'lroa': did you mean 'lora'\? known: .*full, lora"):
+    with pytest.raises(
+        PluginError, match=r"unknown adapter 'lroa': did you mean 'lora'\? known: .*full, lora"
+    ):
         catalogue().find("adapter", "lroa")
 
 
