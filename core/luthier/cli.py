@@ -40,7 +40,11 @@ leave out), LUTHIER_CACHE (converted models), LUTHIER_TRACEBACK=1 (whole traceba
 
 COMPOSED = ("train", "evaluate", "fold", "preview", "plan")
 """The verbs that take a config; each is a function of `luthier` too."""
-ONE_AT_A_TIME = {"preview": "shows what one config trains on", "fold": "writes one model"}
+ONE_AT_A_TIME = {
+    "preview": "shows what one config trains on",
+    "fold": "writes one model",
+    "plan": "ranks the methods itself",
+}
 """The verbs that no multirun is made of, and why."""
 
 

@@ -14,7 +14,7 @@ import torch
 _STATUS = Path("/proc/self/status")
 _before: dict[torch.device, float] = {}
 """The peak of an accelerator up to the last `Watch` on it, MiB."""
-_ALWAYS = 20
+_ALWAYS = 30
 """Looks that are always taken; each costs some milliseconds."""
 
 

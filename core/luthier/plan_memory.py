@@ -170,14 +170,15 @@ class _Likelihood(Objective):
 
 def memory(counted: Counted, methods: Methods, one: Pass, setting: Setting, baseline: float) -> Memory:
     """Put the parts together; `one` is the pass of `setting`."""
-    frees = methods.optimiser.steps_in_backward
+    gradients = counted.largest if setting.frees else counted.gradients
     # A pass that makes its gradients itself has counted them.
-    peak = one.peak if setting.several else max(0.0, one.peak - counted.gradients)
+    made = setting.frees or not setting.several
+    peak = max(0.0, one.peak - gradients) if made else one.peak
     kept = min(one.kept, peak)
     return Memory(
         weights=counted.weights,
         adapter=counted.adapter,
-        gradients=counted.largest if frees else counted.gradients,
+        gradients=gradients,
         optimiser=counted.states(methods.optimiser),
         held=_held(counted, methods),
         activations=kept,

@@ -82,7 +82,8 @@ def ranked(
         known: The pass of the adapter that `config` names, and its `Counted.dense`.
     """
     ranking = _Ranking(config, model_config, dtype, device, bounds[0], tree)
-    ranking.passes[str(config.adapter.name)] = known
+    frees = configs.build("optimiser", config.optimiser).steps_in_backward
+    ranking.passes[str(config.adapter.name), frees] = known
     found = []
     for names in ranking.allowed():
         try:
@@ -90,6 +91,13 @@ def ranked(
         except LuthierError as error:
             log.debug("%s cannot be planned: %s", names, error)
     return tuple(sorted(found, key=lambda one: one.order))
+
+
+def setting_of(config: DictConfig, dtype: torch.dtype, device: str, methods: Methods) -> Setting:
+    """Return how a run of `config` with other `methods` computes, in steps of several packs."""
+    stored, autocast = weights_and_autocast(dtype, methods.adapter.trains_base)
+    model, frees = config.model, methods.optimiser.steps_in_backward
+    return Setting(device, stored, autocast, model.fused, model.gradient_checkpointing, frees=frees)
 
 
 @dataclass
@@ -106,7 +114,7 @@ class _Ranking:
     def __post_init__(self) -> None:
         self.bases: dict[torch.dtype, Sampled] = {}
         self.counts: dict[tuple[str, str | None], Counted] = {}
-        self.passes: dict[str, tuple[Pass, float]] = {}
+        self.passes: dict[tuple[str, bool], tuple[Pass, float]] = {}
 
     def allowed(self) -> Iterator[dict[str, str | None]]:
         """Yield the names of what goes together, on the device and with the objective."""
@@ -132,10 +140,8 @@ class _Ranking:
         objective = configs.build("objective", self.config.objective)
         adapter, optimiser = (self._method(kind, names[kind]) for kind in ("adapter", "optimiser"))
         methods = Methods(adapter, optimiser, objective, quantiser)
-        stored, autocast = weights_and_autocast(self.dtype, adapter.trains_base)
-        model = self.config.model
-        setting = Setting(self.device, stored, autocast, model.fused, model.gradient_checkpointing)
-        counted = self._counted(str(names["adapter"]), names["quantiser"], methods, stored)
+        setting = setting_of(self.config, self.dtype, self.device, methods)
+        counted = self._counted(str(names["adapter"]), names["quantiser"], methods, setting.stored)
         one = self._passed(str(names["adapter"]), counted, methods, setting)
         total = memory(counted, methods, one, setting, self.baseline).total
         return Choice(
@@ -143,7 +149,7 @@ class _Ranking:
             adapter=str(names["adapter"]),
             optimiser=str(names["optimiser"]),
             trained=counted.trained,
-            bits=quantiser.bits_per_weight() if quantiser else 8.0 * stored.itemsize,
+            bits=quantiser.bits_per_weight() if quantiser else 8.0 * setting.stored.itemsize,
             total=total,
             headroom=None if capacity is None else capacity - total,
         )
@@ -158,10 +164,10 @@ class _Ranking:
 
     def _passed(self, adapter: str, counted: Counted, methods: Methods, setting: Setting) -> Pass:
         """Return the pass of the adapter, whatever the quantiser: one dense weight more or less at a time."""
-        if adapter not in self.passes:
+        if (adapter, setting.frees) not in self.passes:
             one = passed(counted.model, [self.tree], methods.objective, setting)
-            self.passes[adapter] = one, counted.dense
-        one, dense = self.passes[adapter]
+            self.passes[adapter, setting.frees] = one, counted.dense
+        one, dense = self.passes[adapter, setting.frees]
         return dataclasses.replace(one, peak=one.peak - dense + counted.dense)
 
     def _method(self, kind: str, name: str | None) -> Any:

@@ -89,8 +89,9 @@ def _planned(
 ) -> float:
     stored = torch.float32 if loaded.autocast_dtype else loaded.dtype
     fused, checkpointing = options
-    several = any(len(packs) > 1 for packs in steps) or methods.optimiser.steps_in_backward
-    setting = Setting(loaded.device.type, stored, loaded.autocast_dtype, fused, checkpointing, several)
+    several, frees = any(len(packs) > 1 for packs in steps), methods.optimiser.steps_in_backward
+    autocast = loaded.autocast_dtype
+    setting = Setting(loaded.device.type, stored, autocast, fused, checkpointing, several, frees)
     whole = Sampled(on_meta(loaded.model.config, stored))
     counted = Counted.of(whole, methods.adapter, methods.quantiser)
     packs = [pack for step in steps for pack in step]

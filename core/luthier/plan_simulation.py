@@ -43,6 +43,7 @@ class Setting:
         fused: Frozen parts are fused.
         checkpointing: Activations are computed again in the backward pass.
         several: A step has several packs, so gradients are there when activations are at their most.
+        frees: Every gradient is used up as soon as it is whole, and never there before.
     """
 
     device: str
@@ -51,6 +52,7 @@ class Setting:
     fused: bool = True
     checkpointing: bool = False
     several: bool = True
+    frees: bool = False
 
 
 @dataclass(frozen=True)
@@ -120,8 +122,10 @@ def _tensors(out: Any) -> Iterator[Tensor]:
 def simulate(model: PreTrainedModel, trees: Sequence[Tree], objective: Objective, setting: Setting) -> Pass:
     """Run one pack of `trees` through `model`, which is on the meta device and is used up by it."""
     with _prepared(model, setting) as (policy, known):
-        for parameter in model.parameters():
-            if setting.several and parameter.requires_grad:
+        for parameter in (one for one in model.parameters() if one.requires_grad):
+            if setting.frees:
+                parameter.register_post_accumulate_grad_hook(_forget)
+            elif setting.several:
                 parameter.grad = torch.empty_like(parameter)
                 known.append(parameter.grad)
         pack = _pack(model, trees)
@@ -131,6 +135,10 @@ def simulate(model: PreTrainedModel, trees: Sequence[Tree], objective: Objective
             kept = live.live
             loss.backward()  # type: ignore[no-untyped-call]
     return Pass(kept, live.peak)
+
+
+def _forget(parameter: Tensor) -> None:
+    parameter.grad = None
 
 
 def work(model: PreTrainedModel, tokens: int, setting: Setting) -> tuple[float, float]:
@@ -204,8 +212,10 @@ class _LargestTile(TreeSpans):
     """Spans whose largest tile stands for all: tiles come one after the other, so memory is the same."""
 
     def tiles(self, window: int | None, like: Tensor) -> list[Tile]:
-        """Return the one tile."""
-        return [max(super().tiles(window, like), key=area)]
+        """Return the tile and the one before it, of which something is left when the next begins."""
+        every = super().tiles(window, like)
+        place = max(range(len(every)), key=lambda one: area(every[one]))
+        return every[max(0, place - 1) : place + 1]
 
 
 def area(tile: Tile) -> int:

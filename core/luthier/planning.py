@@ -6,20 +6,20 @@ import dataclasses
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from luthier import config as configs
 from luthier.errors import ConfigError
 from luthier.peak import in_use
 from luthier.plan_memory import Counted, Memory, Methods, memory, passed
-from luthier.plan_ranking import Choice, ranked
+from luthier.plan_ranking import Choice, ranked, setting_of
 from luthier.plan_shapes import Sampled, config_of, on_meta
-from luthier.plan_simulation import Setting
 from luthier.plan_table import show
 from luthier.plan_time import flops_per_token, measured_tflops
-from luthier.precision import pick_device, pick_dtype, weights_and_autocast
+from luthier.precision import pick_device, pick_dtype
 from luthier.quantiser import Quantiser
 from luthier.report import as_json, write_json
 from luthier.tree import Branch, Tree
@@ -104,7 +104,7 @@ def _planned(config: DictConfig) -> PlanResult:
         configs.build("objective", config.objective),
         quantiser,
     )
-    setting = setting_of(config, dtype, device, methods.adapter.trains_base)
+    setting = setting_of(config, dtype, device, methods)
     model = on_meta(model_config, setting.stored)
     counted = Counted.of(Sampled(model), methods.adapter, quantiser)
     sampled, tree = Sampled.of(model), row(config.pack_tokens, len(methods.objective.branch_names))
@@ -121,7 +121,7 @@ def _planned(config: DictConfig) -> PlanResult:
     flops = flops_per_token(sampled, config.pack_tokens, setting)
     tflops, tokens = _speed(config, device, dtype), _tokens(config)
     return PlanResult(
-        model=str(config.model.path or config.model.gguf_package or model_config.model_type),
+        model=_name(config, model_config),
         device=device,
         dtype=str(dtype).removeprefix("torch."),
         methods={
@@ -147,10 +147,9 @@ def _planned(config: DictConfig) -> PlanResult:
     )
 
 
-def setting_of(config: DictConfig, dtype: torch.dtype, device: str, trains_base: bool) -> Setting:
-    """Return how a run of `config` computes, if its adapter `trains_base` or not."""
-    stored, autocast = weights_and_autocast(dtype, trains_base)
-    return Setting(device, stored, autocast, config.model.fused, config.model.gradient_checkpointing)
+def _name(config: DictConfig, model_config: Any) -> str:
+    path = None if OmegaConf.is_missing(config.model, "path") else config.model.path
+    return str(path or config.model.gguf_package or model_config.model_type)
 
 
 def row(tokens: int, branches: int) -> Tree:

@@ -174,6 +174,8 @@ class _Training:
         )
         state = recorder.state
         state.optimiser.register_step_pre_hook(lambda *_: watch.look(0))  # all gradients are there
+        largest = max((p for p in self.loaded.model.parameters() if p.requires_grad), key=lambda p: p.numel())
+        largest.register_hook(lambda _: watch.look(0))  # and here both, which may be more
         objective = Watched(self.objective, watch)
         return Loop(
             self.policy, objective, self.data.trees, sampler, state.optimiser, state.schedule, plan,
