@@ -16,7 +16,7 @@ from luthier.model import LoadedModel
 from luthier.objective import Loss, Objective
 from luthier.parallel import Processes
 from luthier.peak import Watch, in_use
-from luthier.plan_memory import Counted, Methods, memory, passed
+from luthier.plan_memory import Counted, Methods, kernels, memory, passed
 from luthier.plan_shapes import Sampled, on_meta
 from luthier.plan_simulation import Setting
 from luthier.policy import Policy
@@ -26,9 +26,6 @@ log = logging.getLogger("luthier")
 
 LOOKED_AT = 50
 """Steps whose packs are looked at for the largest one."""
-KERNELS, SIZES = 16 << 20, 64
-"""Bytes of the 16-bit products that oneDNN compiles and keeps for every size of a pack, 8 to 19 MB as
-measured, and for how many sizes it does."""
 
 
 @dataclass(frozen=True)
@@ -102,9 +99,8 @@ def _planned(
     one = passed(Sampled.of(whole.model), largest, methods.objective, setting)
     beside = max(0.0, used - counted.weights - counted.adapter)
     sizes = {sum(tree.tokens for tree in pack) for pack in packs}
-    compiles = setting.device == "cpu" and loaded.dtype != torch.float32
-    kernels = compiles * KERNELS * min(len(sizes), SIZES)
-    return memory(counted, methods, one, setting, beside).in_use + kernels
+    beside += kernels(loaded.device.type, loaded.dtype, len(sizes))
+    return memory(counted, methods, one, setting, beside).in_use
 
 
 def packs_of(trees: Sequence[Tree], sampler: Sampler, steps: int, pack_tokens: int) -> list[list[list[Tree]]]:

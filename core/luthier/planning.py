@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from luthier import config as configs
 from luthier.errors import ConfigError
 from luthier.peak import in_use
-from luthier.plan_memory import Counted, Memory, Methods, memory, passed
+from luthier.plan_memory import Counted, Memory, Methods, kernels, memory, passed
 from luthier.plan_ranking import Choice, ranked, setting_of
 from luthier.plan_shapes import Sampled, config_of, on_meta
 from luthier.plan_table import show
@@ -108,7 +108,7 @@ def _planned(config: DictConfig) -> PlanResult:
     model = on_meta(model_config, setting.stored)
     counted = Counted.of(Sampled(model), methods.adapter, quantiser)
     sampled, tree = Sampled.of(model), row(config.pack_tokens, len(methods.objective.branch_names))
-    baseline = CUDA_CONTEXT if device == "cuda" else in_use() or 0.0
+    baseline = CUDA_CONTEXT if device == "cuda" else (in_use() or 0.0) + kernels(device, dtype)
     settings = [dataclasses.replace(setting, checkpointing=one) for one in (False, True)]
     passes = [passed(sampled, [tree], methods.objective, one) for one in settings]
     memories = [
