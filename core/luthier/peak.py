@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-_STATUS = Path("/proc/self/status")
+_MAPS = Path("/proc/self/smaps")
 _before: dict[torch.device, float] = {}
 """The peak of an accelerator up to the last `Watch` on it, MiB."""
 _ALWAYS = 30
@@ -61,27 +61,44 @@ class Watch:
 
 def in_use() -> float | None:
     """Return the bytes of this process that are in use; None where the system does not say."""
-    kept = _kept()
+    heap, blocks = _resident(), _blocks()
+    if heap is None or blocks is None:
+        return None
+    # Of the heap, what was given back is not resident though it counts as free.
+    inside, outside = heap
+    return outside + min(inside, blocks())
+
+
+def _resident() -> tuple[float, float] | None:
+    """Return the resident bytes of the heap and of all else."""
+    inside = everything = 0.0
+    in_heap = False
     try:
-        lines = _STATUS.read_text(encoding="utf-8").splitlines()
+        with _MAPS.open(encoding="utf-8") as lines:
+            for line in lines:
+                if line.startswith("Rss:"):
+                    size = 1024.0 * int(line.split()[1])
+                    everything += size
+                    inside += size * in_heap
+                elif not line[0].isupper():  # a mapping's own line begins with its address, in hexadecimal
+                    in_heap = line.rstrip().endswith("[heap]")
     except OSError:
         return None
-    resident = next((1024.0 * int(line.split()[1]) for line in lines if line.startswith("VmRSS:")), None)
-    return None if resident is None or kept is None else resident - kept()
+    return inside, everything - inside
 
 
 class _Mallinfo(ctypes.Structure):
-    # Eight sizes, then free bytes, then those at the end that could be given back.
-    _fields_ = [*((f"_{number}", ctypes.c_size_t) for number in range(8)), ("free", ctypes.c_size_t),
-                ("_last", ctypes.c_size_t)]  # fmt: skip
+    # Seven sizes, then used bytes, free ones, and those at the end that could be given back.
+    _fields_ = [*((f"_{number}", ctypes.c_size_t) for number in range(7)), ("used", ctypes.c_size_t),
+                ("_free", ctypes.c_size_t), ("_last", ctypes.c_size_t)]  # fmt: skip
 
 
 @functools.cache
-def _kept() -> Callable[[], int] | None:
-    """Return what says how many bytes glibc keeps of freed blocks; None for another C library."""
+def _blocks() -> Callable[[], float] | None:
+    """Return what says how many bytes of glibc's heap are in use; None for another C library."""
     try:
         info = ctypes.CDLL(None).mallinfo2
     except (AttributeError, OSError, TypeError):
         return None
     info.restype = _Mallinfo
-    return lambda: int(info().free)
+    return lambda: float(info().used)
