@@ -61,44 +61,44 @@ class Watch:
 
 def in_use() -> float | None:
     """Return the bytes of this process that are in use; None where the system does not say."""
-    heap, blocks = _resident(), _blocks()
-    if heap is None or blocks is None:
+    resident, free = _resident(), _free()
+    if resident is None or free is None:
         return None
-    # Of the heap, what was given back is not resident though it counts as free.
-    inside, outside = heap
-    return outside + min(inside, blocks())
+    everything, given_back = resident
+    return everything - max(0.0, free() - given_back)
 
 
 def _resident() -> tuple[float, float] | None:
-    """Return the resident bytes of the heap and of all else."""
-    inside = everything = 0.0
+    """Return the resident bytes, and those of the heap that are not: free ones that were given back."""
+    everything = given_back = 0.0
     in_heap = False
     try:
         with _MAPS.open(encoding="utf-8") as lines:
             for line in lines:
-                if line.startswith("Rss:"):
+                if line.startswith(("Rss:", "Size:")):
                     size = 1024.0 * int(line.split()[1])
-                    everything += size
-                    inside += size * in_heap
+                    is_resident = line.startswith("Rss:")
+                    everything += size * is_resident
+                    given_back += in_heap * (-size if is_resident else size)
                 elif not line[0].isupper():  # a mapping's own line begins with its address, in hexadecimal
                     in_heap = line.rstrip().endswith("[heap]")
     except OSError:
         return None
-    return inside, everything - inside
+    return everything, given_back
 
 
 class _Mallinfo(ctypes.Structure):
-    # Seven sizes, then used bytes, free ones, and those at the end that could be given back.
-    _fields_ = [*((f"_{number}", ctypes.c_size_t) for number in range(7)), ("used", ctypes.c_size_t),
-                ("_free", ctypes.c_size_t), ("_last", ctypes.c_size_t)]  # fmt: skip
+    # Eight sizes, then free bytes, then those at the end that could be given back.
+    _fields_ = [*((f"_{number}", ctypes.c_size_t) for number in range(8)), ("free", ctypes.c_size_t),
+                ("_last", ctypes.c_size_t)]  # fmt: skip
 
 
 @functools.cache
-def _blocks() -> Callable[[], float] | None:
-    """Return what says how many bytes of glibc's heap are in use; None for another C library."""
+def _free() -> Callable[[], float] | None:
+    """Return what says how many bytes glibc keeps of freed blocks; None for another C library."""
     try:
         info = ctypes.CDLL(None).mallinfo2
     except (AttributeError, OSError, TypeError):
         return None
     info.restype = _Mallinfo
-    return lambda: float(info().used)
+    return lambda: float(info().free)
