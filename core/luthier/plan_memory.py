@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import itertools
 import logging
@@ -10,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
-from transformers import PreTrainedModel
 
 from luthier.adapter import Adapter
 from luthier.objective import Loss, Objective
@@ -141,24 +139,33 @@ class Counted:
 def passed(model: Sampled, trees: Sequence[Tree], objective: Objective, setting: Setting) -> Pass:
     """Return what a pack of `trees` takes in the whole of `model`.
 
-    The samples are run with and without one layer of every kind; the difference is that layer's share.
+    A layer's share is what it leaves alive in the forward pass. Where the backward pass makes gradients that
+    stay, it may need more than that at its end: then the samples are run without the layer too.
     """
-    whole = _simulated(copy.deepcopy(model.model), trees, objective, setting)
+    whole = _simulated(model.copied(), trees, objective, setting)
     total = whole
     for place, count in enumerate(model.stands_for):
-        if count > 1:
-            less = _simulated(model.without(place), trees, objective, setting)
-            total = total.plus(whole, count - 1).plus(less, 1 - count)
+        if count == 1:
+            continue
+        if setting.several or setting.frees:
+            share = whole.ends[place] - whole.ends[place - 1]
+            layer = Pass(share, share)
+        else:
+            layer = whole.plus(_simulated(model.without(place), trees, objective, setting), -1)
+        total = total.plus(layer, count - 1)
     return total
 
 
-def _simulated(model: PreTrainedModel, trees: Sequence[Tree], objective: Objective, setting: Setting) -> Pass:
-    spare = copy.deepcopy(model)
-    try:
-        return simulate(model, trees, objective, setting)
-    except Exception as error:  # noqa: BLE001 - a loss that looks at values cannot run without any
-        log.debug("%s cannot be run on shapes (%s)", type(objective).__name__, error)
-        return simulate(spare, trees, _Likelihood(), setting)
+def _simulated(model: Sampled, trees: Sequence[Tree], objective: Objective, setting: Setting) -> Pass:
+    for loss in (objective, _Likelihood()):
+        spare = model.copied()
+        try:
+            return simulate(spare.model, trees, loss, setting, spare.sampled())
+        except Exception as error:
+            if isinstance(loss, _Likelihood):
+                raise
+            log.debug("%s cannot be run on shapes (%s)", type(objective).__name__, error)
+    raise AssertionError
 
 
 class _Likelihood(Objective):

@@ -177,11 +177,16 @@ class Sampled:
         """Return a copy, to be changed."""
         return Sampled(copy.deepcopy(self.model), self.layers, self.stands_for)
 
-    def without(self, place: int) -> PreTrainedModel:
-        """Return a copy of the model without the layer at `place`."""
+    def without(self, place: int) -> Sampled:
+        """Return a copy without the layer at `place`."""
         assert self.layers is not None
         others = [other for other in range(len(self.stands_for)) if other != place]
-        return _with_layers(self.model, self.layers, others)
+        left = tuple(self.stands_for[other] for other in others)
+        return Sampled(_with_layers(self.model, self.layers, others), self.layers, left)
+
+    def sampled(self) -> list[nn.Module]:
+        """Return the layers, in order."""
+        return [] if self.layers is None else list(_list(self.model, self.layers))
 
     def share(self, tensor: str) -> int:
         """Return how many tensors of the whole model the one called `tensor` stands for."""

@@ -62,10 +62,12 @@ class Pass:
     Attributes:
         kept: What is alive between forward and backward pass, beside the model and its gradients.
         peak: The most that is ever alive, likewise; gradients that the pass itself makes are counted.
+        ends: What is alive in the forward pass at the end of every layer that was asked for.
     """
 
     kept: float
     peak: float
+    ends: tuple[float, ...] = ()
 
     def plus(self, other: Pass, times: float) -> Pass:
         """Return ``self + times · other``."""
@@ -119,7 +121,13 @@ def _tensors(out: Any) -> Iterator[Tensor]:
             yield from _tensors(one)
 
 
-def simulate(model: PreTrainedModel, trees: Sequence[Tree], objective: Objective, setting: Setting) -> Pass:
+def simulate(
+    model: PreTrainedModel,
+    trees: Sequence[Tree],
+    objective: Objective,
+    setting: Setting,
+    layers: Sequence[nn.Module] = (),
+) -> Pass:
     """Run one pack of `trees` through `model`, which is on the meta device and is used up by it."""
     with _prepared(model, setting) as (policy, known):
         for parameter in (one for one in model.parameters() if one.requires_grad):
@@ -131,10 +139,13 @@ def simulate(model: PreTrainedModel, trees: Sequence[Tree], objective: Objective
         pack = _pack(model, trees)
         known += [pack.input_ids, pack.position_ids, pack.positions, pack.targets]
         with planned_for(setting.device), LiveBytes(known) as live:
+            ends: dict[nn.Module, int] = {}
+            for layer in layers:  # checkpointing comes by again, which does not count
+                layer.register_forward_hook(lambda one, *_: ends.setdefault(one, live.live) and None)
             loss = objective.loss(policy, pack).total
             kept = live.live
             loss.backward()  # type: ignore[no-untyped-call]
-    return Pass(kept, live.peak)
+    return Pass(kept, live.peak, tuple(ends.values()))
 
 
 def _forget(parameter: Tensor) -> None:

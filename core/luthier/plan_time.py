@@ -24,7 +24,7 @@ def flops_per_token(model: Sampled, tokens: int, setting: Setting) -> float:
     everything, attention = whole
     for place, count in enumerate(model.stands_for):
         if count > 1:
-            less = work(model.without(place), _TOKENS, setting)
+            less = work(model.without(place).model, _TOKENS, setting)
             everything += (count - 1) * (whole[0] - less[0])
             attention += (count - 1) * (whole[1] - less[1])
     tiles = TreeSpans((Segment(0, tokens),)).tiles(None, torch.empty(()))
