@@ -17,7 +17,15 @@ if TYPE_CHECKING:
     from luthier.config import build_method, compose
     from luthier.data_source import DataSource, Row
     from luthier.discovery import Plugin, plugins
-    from luthier.errors import ConfigError, DataError, LuthierError, ModelError, PluginError, unknown
+    from luthier.errors import (
+        ConfigError,
+        DataError,
+        LuthierError,
+        ModelError,
+        PluginError,
+        UnusableRowError,
+        unknown,
+    )
     from luthier.file_source import FileSource, file_sources, parse_json, text_lines, without_nulls
     from luthier.folding import FoldReport, fold
     from luthier.hookspecs import Register, hookimpl
@@ -35,9 +43,12 @@ if TYPE_CHECKING:
     from luthier.measuring import evaluate
     from luthier.merger import Merger
     from luthier.method import option
-    from luthier.objective import Loss, Objective
+    from luthier.objective import Finding, Loss, Objective
     from luthier.optimiser import InBackward, Optimiser
+    from luthier.pair_rows import pair_tree
+    from luthier.pairs import PairedObjective, Side, check_positive, check_share, log1mexp
     from luthier.peft_folder import load_adapter
+    from luthier.permutation import derangement
     from luthier.planning import PlanResult, plan
     from luthier.policy import Logprobs, Policy
     from luthier.previewing import PreviewResult, preview
@@ -62,8 +73,9 @@ _HOMES = {
     "codec": "Codec Supervise",
     "config": "build_method compose",
     "data_source": "DataSource Row",
+    "permutation": "derangement",
     "discovery": "Plugin plugins",
-    "errors": "ConfigError DataError LuthierError ModelError PluginError unknown",
+    "errors": "ConfigError DataError LuthierError ModelError PluginError UnusableRowError unknown",
     "file_source": "FileSource file_sources parse_json text_lines without_nulls",
     "folding": "FoldReport fold",
     "hookspecs": "Register hookimpl",
@@ -73,8 +85,10 @@ _HOMES = {
     "low_rank_adapter": "LowRankAdapter",
     "merger": "Merger",
     "method": "option",
-    "objective": "Loss Objective",
+    "objective": "Finding Loss Objective",
     "optimiser": "InBackward Optimiser",
+    "pair_rows": "pair_tree",
+    "pairs": "PairedObjective Side check_positive check_share log1mexp",
     "planning": "PlanResult plan",
     "policy": "Logprobs Policy",
     "previewing": "PreviewResult preview",
@@ -96,18 +110,18 @@ _HOMES = {
 _HOME = {name: home for home, names in _HOMES.items() for name in names.split()}
 
 __all__ = [
-    "AdamOptimiser", "AdaptedLinear", "Adapter", "BitsAndBytesAdam",
-    "BitsAndBytesQuantiser", "Branch", "Codec", "ConfigError",
-    "DataError", "DataSource", "EvaluationReport", "FileSource", "FoldReport", "InBackward", "LinearAdapter",
-    "Logprobs", "Loss", "LowRankAdapter", "LuthierError", "Merger", "ModelError", "Objective",
-    "Optimiser", "Pack", "PlanResult", "Plugin", "PluginError", "Policy", "PreviewResult", "ProjectedAdam",
-    "ProjectedAdamInBackward", "Quantiser", "Register",
-    "RewardModel", "Row", "RowFilter", "Sample", "StepReport", "Supervise", "Tracker", "TrainResult",
-    "Tree", "build_method", "compose", "copy_state", "evaluate", "file_sources", "fold", "hookimpl",
-    "is_target", "linear_shape", "load_adapter", "low_rank_linear", "module_of", "option", "parse_json",
-    "plan", "plugins", "preview",
-    "principal_part", "refuse_adapted", "row_norms", "save_model", "select_matrices", "squared_row_norms",
-    "text_lines", "train", "unknown", "weight_normed_linear", "weight_of", "without_nulls", "without_secrets",
+    "AdamOptimiser", "AdaptedLinear", "Adapter", "BitsAndBytesAdam", "BitsAndBytesQuantiser", "Branch",
+    "Codec", "ConfigError", "DataError", "DataSource", "EvaluationReport", "FileSource", "Finding",
+    "FoldReport", "InBackward", "LinearAdapter", "Logprobs", "Loss", "LowRankAdapter", "LuthierError",
+    "Merger", "ModelError", "Objective", "Optimiser", "Pack", "PairedObjective", "PlanResult", "Plugin",
+    "PluginError", "Policy", "PreviewResult", "ProjectedAdam", "ProjectedAdamInBackward", "Quantiser",
+    "Register", "RewardModel", "Row", "RowFilter", "Sample", "Side", "StepReport", "Supervise", "Tracker",
+    "TrainResult", "Tree", "UnusableRowError", "build_method", "check_positive", "check_share", "compose",
+    "copy_state", "derangement", "evaluate", "file_sources", "fold", "hookimpl", "is_target",
+    "linear_shape", "load_adapter", "log1mexp", "low_rank_linear", "module_of", "option", "pair_tree",
+    "parse_json", "plan", "plugins", "preview", "principal_part", "refuse_adapted", "row_norms",
+    "save_model", "select_matrices", "squared_row_norms", "text_lines", "train", "unknown",
+    "weight_normed_linear", "weight_of", "without_nulls", "without_secrets",
 ]  # fmt: skip
 
 

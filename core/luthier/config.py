@@ -25,7 +25,7 @@ from luthier.errors import ConfigError, PluginError, nearest, unknown
 from luthier.explain import check_overrides, explain
 from luthier.kinds import KINDS, Kind
 from luthier.method import options_of
-from luthier.overflow import OVERFLOW
+from luthier.overflow import OVERFLOW, UNUSABLE
 from luthier.settings import VERBS, WITHOUT_WEIGHTS
 
 CONFIG_PATH = "pkg://luthier_conf"
@@ -118,7 +118,7 @@ def opened(overrides: list[str]) -> list[str]:
         for package in (KINDS[one.kind].package(one.name), f"eval_{KINDS[one.kind].group}")
         if isinstance(_made(field), dict)
     ]
-    tables.append("model.shape")
+    tables += ["model.shape", "also"]
     return [f"++{one}" if _starts(one, tables) else one for one in overrides]
 
 
@@ -212,6 +212,8 @@ def _check_ranges(config: DictConfig) -> None:
             raise ConfigError(f"{key}={value} must be positive")
     if config.overflow not in OVERFLOW:
         raise ConfigError(unknown("overflow", str(config.overflow), OVERFLOW))
+    if config.unusable not in UNUSABLE:
+        raise ConfigError(unknown("unusable", str(config.unusable), UNUSABLE))
     if not 0 <= config.seed < 2**31:
         raise ConfigError(f"seed={config.seed} must be in [0, 2³¹)")
     if config.evaluation.every and "eval_data" in config and config.eval_data is None:

@@ -7,20 +7,24 @@ import hashlib
 import json
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 import torch
 
 from luthier.codec import Codec
 from luthier.data_source import DataSource, Row
-from luthier.errors import DataError
+from luthier.errors import DataError, UnusableRowError
 from luthier.formats import laid_out
 from luthier.objective import Objective
 from luthier.overflow import fit
 from luthier.row_filter import RowFilter
 from luthier.tree import Tree
 from luthier.tree_store import TreeStore
+
+NAMED = 3
+"""Rows that are named of those that nothing can be learned from."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,8 @@ class Encoded:
         keys: For every tree a hash of what makes its row the same as another.
         dropped: Reason → number of rows left out for it.
         truncated: Reason → number of rows cut for it.
+        named: Reason → the first rows left out as nothing can be learned from them.
+        notes: What else a person should know of the data, a line each.
     """
 
     trees: TreeStore = field(default_factory=TreeStore)
@@ -40,6 +46,8 @@ class Encoded:
     keys: array[int] = field(default_factory=lambda: array("q"))
     dropped: Counter[str] = field(default_factory=Counter)
     truncated: Counter[str] = field(default_factory=Counter)
+    named: dict[str, list[str]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.trees)
@@ -71,7 +79,20 @@ class Encoded:
             dropped["also in eval_data"] += len(self) - len(kept)
         rows = [self.rows[i] for i in kept] if self.rows else []
         keys = array("q", (self.keys[i] for i in kept))
-        return Encoded(self.trees.select(kept), rows, keys, dropped, Counter(self.truncated))
+        return replace(self, trees=self.trees.select(kept), rows=rows, keys=keys, dropped=dropped)
+
+    def completed(self, objective: Objective, seed: int, unusable: str = "drop") -> Encoded:
+        """Return them with what `objective` gives trees of each other, and what it finds in them.
+
+        Raises:
+            DataError: The data as a whole cannot be learned from; or it has a fault and they are refused.
+        """
+        findings = objective.findings(self.trees)
+        if faults := [one.text for one in findings if one.refusable and unusable == "refuse"]:
+            raise DataError(f"{faults[0]}; mend the data, or choose unusable=drop")
+        trees = objective.complete(self.trees, torch.Generator().manual_seed(seed))
+        store = trees if isinstance(trees, TreeStore) else TreeStore(trees)
+        return replace(self, trees=store, notes=tuple(one.text for one in findings))
 
     def lines(self, label: str) -> list[str]:
         """Return the lines of the run's header: what is used under `label`, then what is not, and why."""
@@ -92,7 +113,8 @@ class Encoded:
         )
         for name, reasons in (("dropped", self.dropped), ("truncated", self.truncated)):
             if reasons:
-                yield f"{name}: {_counted(reasons)}"
+                yield f"{name}: {_counted(reasons, self.named)}"
+        yield from self.notes
 
 
 def read(
@@ -128,41 +150,57 @@ def encode(
     overflow: str = "drop",
     filters: Sequence[RowFilter] = (),
     keep_rows: bool = True,
+    unusable: str = "drop",
 ) -> Encoded:
     """Encode every row of `source`; what is left out or cut is counted.
 
     Args:
         source: Where the rows come from.
-        objective: Makes a tree of a row.
+        objective: Makes a tree, or several, of a row.
         codec: Renders and tokenises.
         max_length: Longest path of a tree, in tokens.
         overflow: What becomes of longer ones, see `luthier.overflow.fit`.
         filters: Row filters, in order.
         keep_rows: Remember the rows themselves, which verifying answers needs and training does not.
+        unusable: ``drop`` or ``refuse`` rows that nothing can be learned from.
 
     Raises:
-        DataError: A row is malformed or, with ``overflow="refuse"``, too long; or none is left.
+        DataError: A row is malformed, too long or unusable where that is refused; or none is left.
     """
     encoded = Encoded()
     for row in read(source, codec.has_template, filters, encoded.dropped):
         try:
-            tree = objective.encode(row, codec)
-        except (TypeError, UnicodeError) as error:
-            raise DataError(f"{row.origin}: the tokenizer refuses the text: {error}") from error
-        fitted, reason = fit(tree, max_length, overflow, codec.tokenizer.bos_token_id)
-        if fitted is None:
-            encoded.dropped[reason] += 1
-        elif not fitted.scored_tokens:
-            encoded.dropped["without a supervised token"] += 1
-        else:
-            encoded.truncated.update([reason] if reason else [])
-            encoded.trees.append(fitted)
-            encoded.keys.append(_key(row, tree))
-            if keep_rows:
-                encoded.rows.append(row)
+            for tree in _trees(row, objective, codec):
+                fitted, reason = fit(tree, max_length, overflow, codec.tokenizer.bos_token_id)
+                if fitted is None:
+                    encoded.dropped[reason] += 1
+                    continue
+                if fault := objective.fault(fitted):
+                    raise UnusableRowError(row.origin, fault)
+                encoded.truncated.update([reason] if reason else [])
+                encoded.trees.append(fitted)
+                encoded.keys.append(_key(row, tree))
+                if keep_rows:
+                    encoded.rows.append(row)
+        except UnusableRowError as error:
+            if unusable == "refuse":
+                raise
+            encoded.dropped[error.reason] += 1
+            encoded.named.setdefault(error.reason, []).extend(
+                [row.origin] * (encoded.dropped[error.reason] <= NAMED)
+            )
     if not len(encoded):
-        raise DataError(f"the data holds no usable row ({_counted(encoded.dropped) or 'it is empty'})")
+        reasons = _counted(encoded.dropped, encoded.named) or "it is empty"
+        raise DataError(f"the data holds no usable row ({reasons})")
     return encoded
+
+
+def _trees(row: Row, objective: Objective, codec: Codec) -> Sequence[Tree]:
+    try:
+        found = objective.encode(row, codec)
+    except (TypeError, UnicodeError) as error:
+        raise DataError(f"{row.origin}: the tokenizer refuses the text: {error}") from error
+    return [found] if isinstance(found, Tree) else found
 
 
 def _key(row: Row, tree: Tree) -> int:
@@ -174,8 +212,15 @@ def _key(row: Row, tree: Tree) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little", signed=True)
 
 
-def _counted(reasons: Counter[str]) -> str:
-    return ", ".join(f"{count:,} {reason}" for reason, count in sorted(reasons.items()))
+def _counted(reasons: Counter[str], named: Mapping[str, Sequence[str]] = MappingProxyType({})) -> str:
+    return ", ".join(
+        f"{count:,} {reason}{_examples(named.get(reason, ()), count)}"
+        for reason, count in sorted(reasons.items())
+    )
+
+
+def _examples(origins: Sequence[str], count: int) -> str:
+    return f" ({', '.join(origins)}{' …' if count > len(origins) else ''})" if origins else ""
 
 
 @dataclass(frozen=True)

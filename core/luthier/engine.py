@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -23,6 +23,7 @@ from luthier.optimiser import InBackward
 from luthier.parallel import Processes, local_tensor, whole_tensor
 from luthier.peak import peak_memory_mb
 from luthier.policy import Policy
+from luthier.pooling import pooled
 from luthier.report import StepReport
 from luthier.tree import Pack, Tree, cut
 
@@ -193,12 +194,13 @@ class Loop:
     def _accumulate(self, trees: Sequence[Tree], step: int) -> float:
         packs = [[trees[i] for i in pack] for pack in cut(trees, self.plan.pack_tokens, self.processes.count)]
         mine = self.processes.share(packs)
+        known = pooled(self.policy, self.objective, packs, self.processes)
         guard, moving = self._guard, self._in_backward
-        weight = accumulate(self.policy, self.objective, mine, self._meter, guard, step, moving)
+        weight = accumulate(self.policy, self.objective, mine, self._meter, guard, step, moving, known)
         if self.processes.sharded:
             # Every process must take part in every forward and backward pass.
             for _ in range(-(-len(packs) // self.processes.count) - len(mine)):
-                pack = Pack.of([min(trees, key=lambda tree: tree.tokens)], self.policy.device)
+                pack = Pack.of([min(trees, key=lambda tree: tree.tokens)], self.policy.device, known)
                 (self.objective.loss(self.policy, pack).total * 0.0).backward()  # type: ignore[no-untyped-call]
         return weight
 
@@ -269,11 +271,12 @@ def accumulate(
     guard: Guard | None = None,
     step: int = 1,
     in_backward: InBackward | None = None,
+    known: Mapping[str, float] | None = None,
 ) -> float:
     """Run forward and backward over `packs`; gradients hold the *sum*, or are used up. Return its weight."""
     weight = 0.0
     for number, trees in enumerate(packs, 1):
-        loss = objective.loss(policy, Pack.of(trees, policy.device))
+        loss = objective.loss(policy, Pack.of(trees, policy.device, known))
         weight += loss.weight
         if in_backward:
             in_backward.announce(last=number == len(packs), weight=weight)

@@ -25,6 +25,18 @@ class DataError(LuthierError, ValueError):
     """A row, file or source that cannot be trained on."""
 
 
+class UnusableRowError(DataError):
+    """A well-formed row that nothing can be learned from, such as a pair of equal completions.
+
+    Attributes:
+        reason: Why, without the row's origin: such rows are counted by it.
+    """
+
+    def __init__(self, origin: str, reason: str) -> None:
+        super().__init__(f"{origin}: {reason}; drop the row, or choose unusable=drop")
+        self.reason = reason
+
+
 class ModelError(LuthierError, ValueError):
     """A checkpoint, tokenizer or architecture that cannot be used."""
 

@@ -11,9 +11,11 @@ import torch
 from luthier.codec import Codec
 from luthier.data import Encoded
 from luthier.data_source import DataSource, Row
+from luthier.meter import Meter
 from luthier.objective import Objective
 from luthier.parallel import Processes
 from luthier.policy import Policy
+from luthier.pooling import pooled
 from luthier.report import EvaluationReport, Sample
 from luthier.settings import EvaluationConfig
 from luthier.tree import Pack, cut
@@ -39,7 +41,7 @@ class Evaluator:
         """
         self.policy.model.eval()
         with self.processes.whole(self.policy):
-            loss, perplexity = self._loss()
+            loss, perplexity, metrics = self._loss()
             samples = self._answers() if answer and self.settings.generate else []
         scores = [sample.score for sample in samples if sample.score is not None]
         return EvaluationReport(
@@ -51,23 +53,21 @@ class Evaluator:
             rows=len(self.held_out),
             scored=len(scores),
             samples=samples,
+            metrics=metrics,
         )
 
     @torch.no_grad()
-    def _loss(self) -> tuple[float, float]:
-        """Return the mean objective loss, and the perplexity of a supervised token."""
-        total, weight, nll, tokens = 0.0, 0.0, 0.0, 0
-        trees = self.held_out.trees
-        for indices in self.processes.share(cut(trees, self.pack_tokens)):
-            pack = Pack.of([trees[i] for i in indices], self.policy.device)
-            loss = self.objective.loss(self.policy, pack)
-            total, weight = total + float(loss.total), weight + loss.weight
-            value, count = loss.metrics.get("nll", (loss.total, loss.weight))
-            nll, tokens = nll + float(value), tokens + int(count)
-        parts = self.processes.gather((total, weight, nll, tokens))
-        total, weight, nll, tokens = (sum(column) for column in zip(*parts, strict=True))
+    def _loss(self) -> tuple[float, float, dict[str, float]]:
+        """Return the mean objective loss, the perplexity of a supervised token, and the other metrics."""
+        trees, meter = self.held_out.trees, Meter()
+        packs = [[trees[i] for i in indices] for indices in cut(trees, self.pack_tokens)]
+        known = pooled(self.policy, self.objective, packs, self.processes)
+        for pack in self.processes.share(packs):
+            meter.add(self.objective.loss(self.policy, Pack.of(pack, self.policy.device, known)))
+        metrics = meter.drain(self.processes)
+        loss = metrics.pop("loss")
         # exp of a float above 709 overflows, and JSON has no infinity.
-        return total / weight, math.exp(min(nll / tokens, 700.0))
+        return loss, math.exp(min(metrics.pop("nll", loss), 700.0)), metrics
 
     def _answers(self) -> list[Sample]:
         rows = [row for row in self.held_out.rows if row.fields.get("prompt") is not None]

@@ -87,6 +87,10 @@ class Lifecycle:
         """The model is loaded and the adapter attached; ``requires_grad`` is final."""
 
     @hookspec
+    def while_measuring(self, what: str, done: int, total: int) -> None:
+        """Of what is measured before training (the ``reference``), `done` of `total` completions are done."""
+
+    @hookspec
     def after_header(self, lines: list[str]) -> None:
         """What will run, in a few lines: model, data with what was dropped and why, steps."""
 

@@ -18,6 +18,7 @@ from luthier.model import LoadedModel, load_model
 from luthier.objective import Objective
 from luthier.parallel import Processes
 from luthier.policy import Policy
+from luthier.reference_pass import measured_in_evaluation
 from luthier.report import EvaluationReport, as_json, versions, write_json
 from luthier.run_data import source_rows
 from luthier.run_folder import hooks, run_folder
@@ -36,8 +37,12 @@ def evaluate(config: DictConfig) -> EvaluationReport:
         quantiser = configs.build("quantiser", config.quantiser) if config.quantiser else None
         loaded = load_model(config.model, train_base=False, quantiser=quantiser)
         objective: Objective = configs.build("objective", config.objective)
-        held_out = source_rows(config, "data", loaded, objective)
+        source, rows = source_rows(config, "data", loaded, objective)
+        held_out = source, rows.completed(objective, config.seed, config.unusable)
         policy = policy_of(loaded, config.model.fused)
+        if objective.needs_reference:
+            trees = [held_out[1].trees]
+            policy.references = measured_in_evaluation(config, run_dir, loaded, policy, trees, processes)
         evaluator = evaluator_of(config, policy, loaded, objective, held_out, processes)
         hook = hooks(processes)
         hook.after_header(lines=[model_line(loaded), *evaluator.held_out.lines("data")])

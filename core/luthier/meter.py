@@ -53,7 +53,8 @@ class Meter:
         totals = self.sums_of((processes or Processes()).gather(self.state()))
         self.sums.clear()
         self.weights.clear()
-        return {name: value / weight for name, (value, weight) in totals.items()}
+        # A metric of some rows alone says nothing where there was none of them.
+        return {name: value / weight for name, (value, weight) in totals.items() if weight}
 
     @staticmethod
     def sums_of(states: Sequence[Mapping[str, tuple[float, float]]]) -> dict[str, tuple[float, float]]:

@@ -1,7 +1,7 @@
 """Objectives: how a row becomes a token tree, and the loss on packs of trees."""
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -29,11 +29,26 @@ class Loss:
     metrics: Mapping[str, tuple[torch.Tensor, float]] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Finding:
+    """Something about a data set that a person should know before the first step.
+
+    Attributes:
+        text: One line, with numbers and the first rows it is about.
+        refusable: ``unusable=refuse`` stops the run because of it.
+    """
+
+    text: str
+    refusable: bool = False
+
+
 class Objective(Method):
     """Turns rows into trees and packs of trees into a loss.
 
     Attributes:
-        needs_reference: The loss compares with the policy as it was before training.
+        needs_reference: The loss asks `Policy.reference` what the policy was before training, or what another
+            checkpoint is; it is measured once for every completion.
+        pools: The loss needs something about all of a step's trees: see `pool`.
         holds: Other models it keeps in memory, by name: ``copy`` (of the whole base) or ``head`` (one value a
             position); the reference is no part of it. What a plan counts.
         branch_names: What the branches of its trees are, in order, for people, e.g. chosen and rejected.
@@ -42,18 +57,48 @@ class Objective(Method):
     """
 
     needs_reference: ClassVar[bool] = False
+    pools: ClassVar[bool] = False
     holds: ClassVar[Mapping[str, str]] = {}
     branch_names: ClassVar[tuple[str, ...]] = ()
     example_rows: ClassVar[Sequence[Mapping[str, Any]]] = ()
 
     @abstractmethod
-    def encode(self, row: Row, codec: Codec) -> Tree:
-        """Return the tree of `row`.
+    def encode(self, row: Row, codec: Codec) -> Tree | Sequence[Tree]:
+        """Return the tree of `row`, or several.
 
         Raises:
+            UnusableRowError: The row is well formed but nothing can be learned from it.
             DataError: The row lacks what the objective needs; the message names its origin.
         """
 
     @abstractmethod
     def loss(self, policy: Policy, pack: Pack) -> Loss:
         """Return the summed loss of the trees in `pack`."""
+
+    def weigh(self, tree: Tree) -> float:
+        """Return what `tree` adds to `Loss.weight`; what objectives are combined by."""
+        return 1.0
+
+    def fault(self, tree: Tree) -> str | None:
+        """Return why nothing can be learned from `tree`, as it was cut to fit; None: something can."""
+        return None if tree.scored_tokens else "without a supervised token"
+
+    def complete(self, trees: Sequence[Tree], generator: torch.Generator) -> Iterable[Tree]:
+        """Return `trees` with what they need of each other, one for each and in order.
+
+        Raises:
+            DataError: The data as a whole cannot be learned from.
+        """
+        return trees
+
+    def findings(self, trees: Sequence[Tree]) -> Sequence[Finding]:
+        """Return what a person should know of the data before the first step."""
+        return ()
+
+    def pool(self, policy: Policy, pack: Pack) -> Mapping[str, tuple[float, float]]:
+        """Return sums and weights by name, whose quotients over a step `Pack.pooled` gives to every loss.
+
+        Called for every pack of a step, without gradients, where `pools` is set and there are several packs;
+        a pack that is the whole step has no `Pack.pooled`, and `loss` finds the same in itself.
+        """
+        return {}

@@ -6,6 +6,8 @@ from luthier.errors import DataError
 from luthier.tree import Branch, Tree
 
 OVERFLOW = ("drop", "truncate_left", "truncate_right", "refuse")
+UNUSABLE = ("drop", "refuse")
+"""What may become of rows that nothing can be learned from."""
 
 
 def fit(tree: Tree, max_length: int, overflow: str, bos: int | None = None) -> tuple[Tree | None, str]:

@@ -204,12 +204,10 @@ def kernels(device: str, dtype: torch.dtype, sizes: int = SIZES) -> float:
 
 
 def _held(counted: Counted, methods: Methods) -> float:
-    """Return the bytes of the other models: a base that does not train is its own reference."""
+    """Return the bytes of the other models; a reference, measured before training, is none of them."""
     width = float(counted.model.model.config.get_text_config().hidden_size)
     sizes = {"copy": counted.weights, "head": 4.0 * width}
-    reference = methods.objective.needs_reference and methods.adapter.trains_base
-    others = [sizes[kind] for kind in methods.objective.holds.values()]
-    return float(sum(others) + counted.weights * reference)
+    return float(sum(sizes[kind] for kind in methods.objective.holds.values()))
 
 
 def _tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:

@@ -9,11 +9,10 @@ from dataclasses import dataclass
 
 import torch
 
-from luthier.codec import Codec
+from luthier.combined import Wrapped
 from luthier.data import Sampler
-from luthier.data_source import Row
 from luthier.model import LoadedModel
-from luthier.objective import Loss, Objective
+from luthier.objective import Loss
 from luthier.parallel import Processes
 from luthier.peak import Watch, in_use
 from luthier.plan_memory import Counted, Methods, kernels, memory, passed
@@ -29,19 +28,14 @@ LOOKED_AT = 50
 
 
 @dataclass(frozen=True)
-class Watched(Objective):
+class Watched(Wrapped):
     """`inner`, and a look at memory after every loss, when activations are at their most."""
 
-    inner: Objective
     watch: Watch
-
-    def encode(self, row: Row, codec: Codec) -> Tree:
-        """See `inner`."""
-        return self.inner.encode(row, codec)
 
     def loss(self, policy: Policy, pack: Pack) -> Loss:
         """Return the loss of `inner`."""
-        loss = self.inner.loss(policy, pack)
+        loss = super().loss(policy, pack)
         self.watch.look(pack.tokens)
         return loss
 

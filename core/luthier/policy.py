@@ -1,8 +1,9 @@
 """The policy: a causal language model as objectives see it."""
 
 import contextlib
+import itertools
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,9 +11,10 @@ import torch
 from transformers import PreTrainedModel
 
 from luthier.attention import use_native
-from luthier.errors import ModelError
+from luthier.errors import LuthierError, ModelError
 from luthier.forward import Forward, PaddedForward, PaddedLogits, TreeForward
 from luthier.head import Head
+from luthier.references import References
 from luthier.tree import Branch, Pack, Tree
 
 log = logging.getLogger("luthier")
@@ -44,6 +46,12 @@ class Logprobs:
             return self.values
         return torch.stack([part.sum() for part in torch.split(self.values, list(self.lengths))])
 
+    def children(self, of: Sequence[int]) -> "Logprobs":
+        """Return those of the children numbered `of` alone, in that order."""
+        parts = torch.split(self.values, list(self.lengths))
+        offsets = itertools.accumulate((self.lengths[child] for child in of), initial=0)
+        return Logprobs(torch.cat([parts[child] for child in of]), tuple(offsets))
+
     def means(self) -> torch.Tensor:
         """Return (C,), each child's mean over its scored tokens; 0 where nothing is scored."""
         lengths = torch.tensor([max(1, length) for length in self.lengths], device=self.values.device)
@@ -62,6 +70,7 @@ class Policy:
         self.autocast_dtype = autocast_dtype
         # A sharded model must be called inside its outermost module: see `luthier.parallel`.
         self.route: Callable[[Callable[[], Any]], Any] = _here
+        self.references: References | None = None
         self._forward = self._candidates()[0]
         with contextlib.suppress(ModelError):  # `check` says it, and what to do instead
             self._forward.attach()
@@ -88,6 +97,16 @@ class Policy:
         with self.autocast():
             hidden: torch.Tensor = self.route(lambda: self._forward.hidden(pack, positions))
             return hidden
+
+    def reference(self, pack: Pack) -> torch.Tensor:
+        """Return (C,) float32, the log-probability of each child under the reference; a constant.
+
+        Raises:
+            LuthierError: The reference was not asked about these trees before training.
+        """
+        if self.references is None:
+            raise LuthierError("no reference was measured: an objective that asks it sets needs_reference")
+        return self.references.sums(pack)
 
     @contextlib.contextmanager
     def native_attention(self) -> Iterator[None]:

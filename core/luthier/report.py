@@ -65,6 +65,7 @@ class EvaluationReport:
         rows: Held-out rows.
         scored: Answers that were verified; `accuracy` is a share of them.
         samples: The answers, in the order of the rows.
+        metrics: The objective's other metrics over the held-out rows.
     """
 
     step: int
@@ -74,6 +75,7 @@ class EvaluationReport:
     rows: int
     scored: int = 0
     samples: list[Sample] = field(default_factory=list)
+    metrics: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

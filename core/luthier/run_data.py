@@ -8,6 +8,7 @@ from omegaconf import DictConfig
 
 from luthier import config as configs
 from luthier.codec import Codec
+from luthier.combined import combined
 from luthier.data import Encoded, encode
 from luthier.data_source import DataSource
 from luthier.errors import ConfigError
@@ -42,7 +43,8 @@ def source_rows(
     # Built anew for every source: a filter may remember what it saw.
     filters = [configs.build("row_filter", node) for node in (config.get("row_filters") or {}).values()]
     length, codec = int(config.max_length or context or 2**20), Codec(reader.tokenizer)
-    return source, encode(source, objective, codec, length, str(config.overflow), filters, keep_rows)
+    overflow, unusable = str(config.overflow), str(config.unusable)
+    return source, encode(source, objective, codec, length, overflow, filters, keep_rows, unusable)
 
 
 def training_rows(
@@ -56,9 +58,15 @@ def training_rows(
     """
     _, data = source_rows(config, "data", reader, objective, keep_rows=False)
     if not config.eval_data:
-        return data, None
-    held_out = source_rows(config, "eval_data", reader, objective)
-    data = data.without(held_out[1])
+        return data.completed(objective, config.seed, config.unusable), None
+    source, held_out = source_rows(config, "eval_data", reader, objective)
+    data = data.without(held_out)
     if not len(data):
         raise ConfigError("every row of data is also in eval_data: nothing is left to train on")
-    return data, held_out
+    data = data.completed(objective, config.seed, config.unusable)
+    return data, (source, held_out.completed(objective, config.seed))
+
+
+def objective_of(config: DictConfig) -> Objective:
+    """Return the objective of a run, with those that it is combined with."""
+    return combined(configs.build("objective", config.objective), config.get("also") or {})

@@ -31,6 +31,18 @@ class EvaluationConfig:
 
 
 @dataclass
+class ReferenceConfig:
+    """What an objective with a reference (dpo, ipo, kto) compares with; measured once, before training."""
+
+    model: str | None = option(
+        None, "Another checkpoint or adapter folder; null: this model as it is before the first step."
+    )
+    memory: str | None = option(
+        None, "Folder where what it gives is remembered, for other runs too; null: the run folder."
+    )
+
+
+@dataclass
 class CheckpointConfig:
     """When checkpoints are saved; every run saves one when it is stopped by Ctrl-C or SIGTERM."""
 
@@ -61,6 +73,10 @@ class TrainConfig:
     trackers: dict[str, Any] = field(default_factory=dict)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    reference: ReferenceConfig = field(default_factory=ReferenceConfig)
+    also: dict[str, Any] = option(
+        {}, "Further objectives on the first completion of every row, by weight, e.g. also.sft=0.2."
+    )
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     plugins: PluginsConfig = field(default_factory=PluginsConfig)
     batch_size: int = option(16, "Examples per optimiser step, over all processes.")
@@ -72,6 +88,9 @@ class TrainConfig:
     max_length: int | None = option(None, "Longest example in tokens; null: the model's context.")
     overflow: str = option(
         "drop", "What becomes of longer ones: drop, truncate_left, truncate_right, refuse."
+    )
+    unusable: str = option(
+        "drop", "What becomes of rows that teach nothing, e.g. chosen equal to rejected: drop, refuse."
     )
     clip_norm: float | None = option(1.0, "Largest global gradient norm; null: no clipping.")
     shuffle: bool = option(True, "Draw a new order of the examples every epoch.")
@@ -94,11 +113,15 @@ class EvaluateConfig:
     row_filters: dict[str, Any] = field(default_factory=dict)
     trackers: dict[str, Any] = field(default_factory=dict)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    reference: ReferenceConfig = field(default_factory=ReferenceConfig)
     plugins: PluginsConfig = field(default_factory=PluginsConfig)
     pack_tokens: int = option(2048, "Tokens one forward pass may hold.")
     max_length: int | None = option(None, "Longest example in tokens; null: the model's context.")
     overflow: str = option(
         "drop", "What becomes of longer ones: drop, truncate_left, truncate_right, refuse."
+    )
+    unusable: str = option(
+        "drop", "What becomes of rows that teach nothing, e.g. chosen equal to rejected: drop, refuse."
     )
     seed: int = option(0, "Seed of everything random.")
     run_dir: str = option("runs/${now:%Y-%m-%d_%H-%M-%S}", "Folder for config, answers and summary.")

@@ -33,6 +33,7 @@ from luthier.plan_run import Watched, packs_of, predicted
 from luthier.policy import Policy
 from luthier.pretrained import quiet
 from luthier.recorder import Recorder
+from luthier.reference_pass import measured_in_training
 from luthier.report import (
     EvaluationReport,
     TrainResult,
@@ -40,7 +41,7 @@ from luthier.report import (
     versions,
     write_json,
 )
-from luthier.run_data import training_rows
+from luthier.run_data import objective_of, training_rows
 from luthier.run_folder import SUMMARY, hooks, run_folder, write_config
 from luthier.schedule import schedule
 from luthier.state import TrainingState, seed_everything
@@ -92,7 +93,7 @@ class _Training:
         optimiser: Optimiser = configs.build("optimiser", config.optimiser)
         check_processes(config.optimiser.name, optimiser, processes)
         adapter: Adapter = configs.build("adapter", config.adapter)
-        objective: Objective = configs.build("objective", config.objective)
+        objective = objective_of(config)
         quantiser = configs.build("quantiser", config.quantiser) if config.quantiser else None
         loaded = load_model(config.model, train_base=adapter.trains_base, quantiser=quantiser)
         if loaded.quantised and processes.sharded:
@@ -107,6 +108,9 @@ class _Training:
                 loaded.model.gradient_checkpointing_enable({"use_reentrant": False})
         # After the adapter, which may have changed the output head that the policy looks at.
         policy = policy_of(loaded, config.model.fused)
+        if objective.needs_reference:
+            trees = [data.trees, *([held_out[1].trees] if held_out else [])]
+            policy.references = measured_in_training(config, run_dir, loaded, policy, trees, processes)
         evaluator = evaluator_of(config, policy, loaded, objective, held_out, processes) if held_out else None
         hooks(processes).after_model_prepared(model=loaded.model, config=config)
         twin = processes.distribute(policy)

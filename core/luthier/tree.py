@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -89,6 +89,7 @@ class Pack:
         offsets: C + 1 host integers; child c owns scored tokens ``offsets[c]:offsets[c + 1]``.
         tree_of: C host integers, the tree of every child.
         spans: The attention layout.
+        pooled: What `Objective.pool` found over the whole step; None where the pack is the whole step.
     """
 
     trees: tuple[Tree, ...]
@@ -99,9 +100,15 @@ class Pack:
     offsets: tuple[int, ...]
     tree_of: tuple[int, ...]
     spans: TreeSpans
+    pooled: Mapping[str, float] | None = None
 
     @classmethod
-    def of(cls, trees: Sequence[Tree], device: torch.device | str = "cpu") -> "Pack":
+    def of(
+        cls,
+        trees: Sequence[Tree],
+        device: torch.device | str = "cpu",
+        pooled: Mapping[str, float] | None = None,
+    ) -> "Pack":
         """Lay `trees` end to end on `device`.
 
         Raises:
@@ -137,7 +144,13 @@ class Pack:
             offsets=tuple(offsets),
             tree_of=tuple(index for index, tree in enumerate(trees) for _ in tree.branches),
             spans=TreeSpans(tuple(segments)),
+            pooled=pooled,
         )
+
+    def only(self, child: int) -> "Pack":
+        """Return a pack of the same trees, each with its branch number `child` alone."""
+        trees = [replace(tree, branches=(tree.branches[child],)) for tree in self.trees]
+        return Pack.of(trees, self.input_ids.device, self.pooled)
 
     @property
     def tokens(self) -> int:

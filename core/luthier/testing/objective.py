@@ -8,12 +8,16 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from transformers import PreTrainedModel
 
 from luthier.codec import Codec
 from luthier.data_source import Row
 from luthier.errors import DataError
 from luthier.objective import Loss, Objective
+from luthier.parallel import Processes
 from luthier.policy import Policy
+from luthier.pooling import pooled
+from luthier.references import References
 from luthier.testing.models import tiny_gpt2, tiny_llama, tiny_tokenizer
 from luthier.testing.suite import Suite, apart, seeded
 from luthier.tree import Branch, Pack, Tree
@@ -40,14 +44,24 @@ class ObjectiveSuite(Suite):
     scores_tokens: ClassVar[bool] = True
 
     def trees(self) -> list[Tree]:
-        """Return the rows encoded."""
+        """Return the rows encoded, with what they need of each other."""
         codec, made = Codec(tiny_tokenizer()), self.make()
         rows = self.rows or self.method.example_rows or ROWS
-        return [made.encode(Row(dict(fields), f"row {number}"), codec) for number, fields in enumerate(rows)]
+        found = [made.encode(Row(dict(fields), f"row {number}"), codec) for number, fields in enumerate(rows)]
+        trees = [tree for one in found for tree in ([one] if isinstance(one, Tree) else one)]
+        return list(made.complete(trees, seeded()))
 
-    def measured(self, policy: Policy, trees: Sequence[Tree]) -> Loss:
-        """Return the loss of `trees` in one pack."""
-        loss: Loss = self.make().loss(policy, Pack.of(trees))
+    def policy(self, model: PreTrainedModel) -> Policy:
+        """Return `model` as a policy, with a made-up reference where the loss asks for one."""
+        policy = Policy(model)
+        policy.references = MadeUp(torch.empty(0, dtype=torch.int64), torch.empty(0))
+        return policy
+
+    def measured(
+        self, policy: Policy, trees: Sequence[Tree], known: Mapping[str, float] | None = None
+    ) -> Loss:
+        """Return the loss of `trees` in one pack: the whole step, or a part of one with `known` pooled."""
+        loss: Loss = self.make().loss(policy, Pack.of(trees, pooled=known))
         return loss
 
     def test_rows_become_trees(self) -> None:
@@ -75,12 +89,14 @@ class ObjectiveSuite(Suite):
 
     def test_the_loss_is_a_sum_with_its_weight(self) -> None:
         """`total` is a finite, differentiable scalar; twice the trees are twice the total and the weight."""
-        policy, trees = Policy(tiny_llama()), self.trees()
+        policy, trees = self.policy(tiny_llama()), self.trees()
         once, twice = self.measured(policy, trees), self.measured(policy, [*trees, *trees])
         assert once.total.shape == (), f"total must be a scalar, got shape {tuple(once.total.shape)}"
         assert once.total.requires_grad, "total is not differentiable; do not detach it"
         assert torch.isfinite(once.total), f"total is {_number(once.total)}"
         assert once.weight > 0, f"weight is {once.weight}: the engine divides by it"
+        weighed = sum(map(self.make().weigh, trees))
+        assert once.weight == weighed, f"weight is {once.weight}, but `weigh` says {weighed} for its trees"
         for name, (mine, other) in parts(once, twice).items():
             assert abs(2 * mine - other) <= SAME * max(1, abs(other)), (
                 f"{name} of a batch and of two copies: {mine:.6f}, {other:.6f}; return sums, never means"
@@ -90,8 +106,9 @@ class ObjectiveSuite(Suite):
         """However a step's trees are cut into packs, totals, weights, metrics and gradients add up."""
         trees, results = self.trees(), []
         for packs in ([trees], [[tree] for tree in trees], [trees[1:], trees[:1]], [trees[::-1]]):
-            policy = Policy(tiny_llama())
-            losses = [self.measured(policy, pack) for pack in packs]
+            policy = self.policy(tiny_llama())
+            known = pooled(policy, self.make(), packs, Processes())
+            losses = [self.measured(policy, pack, known) for pack in packs]
             for loss in losses:
                 loss.total.backward()  # type: ignore[no-untyped-call]
             summed = {
@@ -113,8 +130,10 @@ class ObjectiveSuite(Suite):
     def test_its_gradient_is_the_slope_of_its_loss(self) -> None:
         """In fp64, the derivative along a random direction agrees with a central difference."""
         # Not a Llama, whose norms compute in fp32 whatever its weights are.
-        policy, trees = Policy(tiny_gpt2().double()), self.trees()
-        loss = self.measured(policy, trees)
+        policy, trees = self.policy(tiny_gpt2().double()), self.trees()
+        # What is pooled over a step is a constant of its packs.
+        known = pooled(policy, self.make(), [trees, trees], Processes())
+        loss = self.measured(policy, trees, known)
         loss.total.backward()  # type: ignore[no-untyped-call]
         parameters = list(policy.model.parameters())
         directions = [torch.randn(p.shape, generator=seeded(1), dtype=p.dtype) for p in parameters]
@@ -128,7 +147,7 @@ class ObjectiveSuite(Suite):
             with torch.no_grad():
                 for p, direction in zip(parameters, directions, strict=True):
                     p.add_(direction, alpha=size)
-                values.append(_number(self.measured(policy, trees).total))
+                values.append(_number(self.measured(policy, trees, known).total))
         measured = (values[0] - values[1]) / 2e-5
         assert abs(slope - measured) <= 1e-4 * max(1, abs(measured)), (
             f"the gradient says {slope:.6f}, differences say {measured:.6f}; is a part of the loss detached?"
@@ -138,7 +157,7 @@ class ObjectiveSuite(Suite):
         """Tokens behind the last scored one are no part of the loss: nothing is predicted from the future."""
         if not self.scores_tokens:
             pytest.skip("the suite says that its loss is not about scored tokens")
-        policy, trees = Policy(tiny_llama()), self.trees()
+        policy, trees = self.policy(tiny_llama()), self.trees()
         longer = [dataclasses.replace(tree, branches=tuple(map(_tailed, tree.branches))) for tree in trees]
         for name, (mine, other) in parts(self.measured(policy, trees), self.measured(policy, longer)).items():
             assert abs(mine - other) <= SAME * max(1, abs(mine)), (
@@ -148,13 +167,26 @@ class ObjectiveSuite(Suite):
 
     def test_equal_packs_have_equal_losses(self) -> None:
         """The loss of a pack is the same every time, and torch's global random state is left as it was."""
-        policy, trees = Policy(tiny_llama()), self.trees()
+        policy, trees = self.policy(tiny_llama()), self.trees()
         torch.manual_seed(1)
         state = torch.get_rng_state()
         first = self.measured(policy, trees)
         assert torch.equal(state, torch.get_rng_state()), "loss draws from torch's global generator"
         second = self.measured(policy, trees)
         assert apart(second.total.detach(), first.total.detach()) == 0, "two equal packs have two losses"
+
+
+class MadeUp(References):
+    """A reference that knows every completion: what it gives depends on the scored tokens alone."""
+
+    def sums(self, pack: Pack) -> torch.Tensor:
+        """Return (C,) float32, about what a small model without training gives."""
+        scored = [
+            [branch.ids[place] for place in branch.scored_places]
+            for tree in pack.trees
+            for branch in tree.branches
+        ]
+        return torch.tensor([-4.5 * len(ids) + 0.02 * (sum(ids) % 50) for ids in scored])
 
 
 def _tailed(branch: Branch) -> Branch:

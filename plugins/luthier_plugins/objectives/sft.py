@@ -59,6 +59,10 @@ class SFT(Objective):
         logprobs = policy.logprobs(pack)
         return Loss(-logprobs.values.sum(), weight=len(logprobs.values))
 
+    def weigh(self, tree: Tree) -> float:
+        """Return the number of supervised tokens."""
+        return float(tree.scored_tokens)
+
 
 @hookimpl
 def register_objectives(register: Register) -> None:

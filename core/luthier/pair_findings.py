@@ -1,0 +1,49 @@
+"""What a person should know of preference pairs before training on them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from luthier.objective import Finding
+from luthier.references import keys_of
+from luthier.tree import Tree
+
+NAMED = 3
+"""Rows that a finding names."""
+BIASED = 0.6
+"""Share of pairs whose chosen side is the longer one from which that is worth saying: chance is a half."""
+
+
+def pair_findings(trees: Sequence[Tree]) -> list[Finding]:
+    """Return contradictions among `trees`, pairs all of them, and how often the longer side is preferred."""
+    seen: dict[tuple[int, int], str] = {}
+    against: list[str] = []
+    longer = shorter = 0
+    tokens = [0, 0]
+    for tree in trees:
+        chosen, rejected = keys_of(tree)
+        seen.setdefault((chosen, rejected), tree.origin)
+        if other := seen.get((rejected, chosen)):
+            against.append(f"{other} and {tree.origin}")
+        lengths = [len(branch.scored_places) for branch in tree.branches]
+        longer, shorter = longer + (lengths[0] > lengths[1]), shorter + (lengths[0] < lengths[1])
+        tokens = [total + length for total, length in zip(tokens, lengths, strict=True)]
+    found = []
+    if against:
+        more = f" and {len(against) - NAMED:,} more" if len(against) > NAMED else ""
+        found.append(
+            Finding(f"{len(against):,} pairs contradict another: {', '.join(against[:NAMED])}{more}", True)
+        )
+    if trees:
+        share = (longer + (len(trees) - longer - shorter) / 2) / len(trees)
+        means = [total / len(trees) for total in tokens]
+        found.append(Finding(_length(share, means)))
+    return found
+
+
+def _length(share: float, means: Sequence[float]) -> str:
+    sizes = f"{means[0]:.0f} against {means[1]:.0f} tokens"
+    told = f"chosen is the longer side in {share:.0%} of the pairs ({sizes})"
+    if max(share, 1 - share) < BIASED:
+        return told
+    return f"{told}: length alone predicts the preference {'' if share > 0.5 else '(the shorter) '}that often"

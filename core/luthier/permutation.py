@@ -1,0 +1,37 @@
+"""A random permutation that leaves nobody in their own group."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Hashable, Sequence
+
+import torch
+
+from luthier.errors import DataError
+
+
+def derangement(groups: Sequence[Hashable], generator: torch.Generator) -> list[int]:
+    """Return for each place another one of another group, every place being used once.
+
+    Groups are laid end to end in a random order, and everybody looks as far ahead as the largest group is
+    long, around the end. Where that group is more than half of all, no such permutation exists: what would
+    meet its own group then takes the nearest place of another, which so is used more than once.
+
+    Args:
+        groups: The group of each place, e.g. the prompt of each completion.
+        generator: Decides the order.
+
+    Raises:
+        DataError: There is one group.
+    """
+    members: dict[Hashable, list[int]] = defaultdict(list)
+    for place in torch.randperm(len(groups), generator=generator).tolist():
+        members[groups[place]].append(place)
+    if len(members) < 2:
+        raise DataError(f"all {len(groups):,} rows have one prompt: there is no completion of another one")
+    ring = [place for group in members.values() for place in group]
+    step, found = max(map(len, members.values())), [0] * len(groups)
+    for spot, place in enumerate(ring):
+        ahead = (ring[(spot + step + more) % len(ring)] for more in range(len(ring)))
+        found[place] = next(other for other in ahead if groups[other] != groups[place])
+    return found

@@ -1,0 +1,163 @@
+"""The reference pass: every completion that a run will see, measured before the first step.
+
+As all of it is done before a weight moves, the reference that is the policy's own start needs no copy of the
+model, whatever trains; another checkpoint is freed again before training begins.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from luthier import references
+from luthier.errors import DataError, ModelError
+from luthier.fused import fuse
+from luthier.linear_adapter import adapted_layers, adapter_off
+from luthier.model import LoadedModel, load_model
+from luthier.parallel import Processes
+from luthier.policy import Policy
+from luthier.references import References, keys_of
+from luthier.run_folder import hooks
+from luthier.tree import Pack, Tree, cut
+
+log = logging.getLogger("luthier")
+
+WINDOW = 512
+"""Trees that are packed together."""
+SAVE_EVERY = 60.0
+"""Seconds between two savings."""
+
+
+def measured_in_training(
+    config: DictConfig, run_dir: Path, loaded: LoadedModel, policy: Policy, trees: Sequence[Sequence[Tree]],
+    processes: Processes,
+) -> References:  # fmt: skip
+    """Return the references of `trees` for a run: the policy as it is now, or ``reference.model``.
+
+    Raises:
+        ModelError: The reference has another vocabulary, or is not the one that the run began with.
+    """
+    if config.reference.model:
+        return _of_another(config, run_dir, loaded, trees, processes)
+    # An adapter that was loaded is part of where training starts; one that was just made changes nothing yet.
+    start = adapter_off(loaded.model) if loaded.adapter is None else contextlib.nullcontext()
+    with start:
+        return _Pass(config, run_dir, processes).run(policy, loaded, trees)
+
+
+def measured_in_evaluation(
+    config: DictConfig, run_dir: Path, loaded: LoadedModel, policy: Policy, trees: Sequence[Sequence[Tree]],
+    processes: Processes,
+) -> References:  # fmt: skip
+    """Return the references of `trees` where nothing trains: ``reference.model``, or the adapter's base.
+
+    Raises:
+        ModelError: There is neither.
+    """
+    if config.reference.model:
+        return _of_another(config, run_dir, loaded, trees, processes)
+    if not adapted_layers(loaded.model):
+        raise ModelError(
+            f"objective={config.objective.name} compares with a reference, and {loaded.name} carries no "
+            "adapter that could be switched off: give reference.model=FOLDER"
+        )
+    with adapter_off(loaded.model):
+        return _Pass(config, run_dir, processes).run(policy, loaded, trees)
+
+
+def _of_another(
+    config: DictConfig, run_dir: Path, loaded: LoadedModel, trees: Sequence[Sequence[Tree]],
+    processes: Processes,
+) -> References:  # fmt: skip
+    given = {"path": config.reference.model, "gguf_package": None, "adapter": None}
+    other = load_model(OmegaConf.merge(config.model, given), train_base=False)  # type: ignore[arg-type]
+    if other.tokenizer.get_vocab() != loaded.tokenizer.get_vocab():
+        sizes = (len(one.tokenizer.get_vocab()) for one in (other, loaded))
+        raise ModelError(
+            "reference.model={}: its vocabulary ({:,} tokens) is not the model's ({:,}); a reference must "
+            "read the same token ids".format(config.reference.model, *sizes)
+        )
+    if config.model.fused:
+        fuse(other.model)
+    policy = Policy(other.model, autocast_dtype=other.autocast_dtype)
+    policy.check()
+    return _Pass(config, run_dir, processes).run(policy, other, trees)
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """A pass over what is not remembered yet."""
+
+    config: DictConfig
+    run_dir: Path
+    processes: Processes
+
+    @torch.no_grad()
+    def run(self, policy: Policy, loaded: LoadedModel, trees: Sequence[Sequence[Tree]]) -> References:
+        folder = Path(self.config.reference.memory or self.run_dir)
+        model = references.fingerprint(policy.model, loaded.dtype, loaded.autocast_dtype)
+        known = self._known(folder, model)
+        left = known.missing(itertools.chain.from_iterable(trees))
+        total = sum(len(tree.branches) for tree in left)
+        if not left:
+            return known
+        policy.model.eval()
+        hook, found, saved = hooks(self.processes), dict[int, float](), time.monotonic()
+        for start in range(0, len(left), WINDOW):
+            for part in self.processes.gather(self._window(policy, left[start : start + WINDOW])):
+                found.update(part)
+            hook.while_measuring(what="reference", done=min(len(found), total), total=total)
+            if self.processes.main and time.monotonic() - saved > SAVE_EVERY:
+                references.save(known.plus(found), folder, model)
+                saved = time.monotonic()
+        known = known.plus(found)
+        if self.processes.main:
+            references.save(known, folder, model)
+        hook.while_measuring(what="reference", done=total, total=total)
+        return known
+
+    def _known(self, folder: Path, model: str) -> References:
+        stored = references.load(folder, model)
+        if len(stored.keys) or not references.others(folder, model):
+            return stored
+        if self.config.get("resume") and not self.config.reference.memory:
+            raise ModelError(
+                f"{folder} holds what another reference gave: the model is not the one that this run began "
+                "with; start a new run in another run_dir"
+            )
+        log.warning("%s remembers another reference: this one is measured anew", folder)
+        return stored
+
+    def _window(self, policy: Policy, trees: Sequence[Tree]) -> dict[int, float]:
+        values: dict[int, float] = {}
+        for pack in self._packs(trees):
+            sums = policy.logprobs(Pack.of(pack, policy.device)).sums()
+            keys = [key for tree in pack for key in keys_of(tree)]
+            values.update(zip(keys, sums.tolist(), strict=True))
+            if not bool(torch.isfinite(sums).all()):
+                raise DataError(_not_finite(pack, sums))
+        return values
+
+    def _packs(self, trees: Sequence[Tree]) -> Iterator[list[Tree]]:
+        for indices in self.processes.share(cut(trees, self.config.pack_tokens)):
+            yield [trees[i] for i in indices]
+
+
+def _not_finite(pack: Iterable[Tree], sums: torch.Tensor) -> str:
+    owners = [tree for tree in pack for _ in tree.branches]
+    bad = [
+        (tree.origin, float(value)) for tree, value in zip(owners, sums, strict=True) if not value.isfinite()
+    ]
+    rows = ", ".join(dict.fromkeys(origin for origin, _ in bad))
+    return (
+        f"{rows}: the reference gives a completion the log-probability {bad[0][1]}, so nothing can be "
+        "compared with it; drop these rows, or compute in model.dtype=float32"
+    )
