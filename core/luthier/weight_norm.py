@@ -21,14 +21,12 @@ from luthier.low_rank import compute_dtype
 from luthier.planned import planned_device
 from luthier.products import product
 
-FLOOR = 1e-6
-"""Least ‖w + s·b A‖² beside ‖w‖² + ‖s·b A‖²: what cancels further is lost in fp32 rounding."""
+FLOOR = 2e-6
+"""Least ‖w + s·b A‖² beside ‖w‖²: what cancels further is lost in fp32 rounding."""
 TINY = 1e-12
 """Least ‖w + s·b A‖², so that a row of zeros has a length to divide by."""
 BLOCK = 1 << 18
 """Elements of a weight that are looked at together in fp32: they stay in a core's cache."""
-ROWS = 512
-"""Rows of an activation that are scaled together, for the same reason."""
 
 
 @torch.no_grad()
@@ -72,10 +70,9 @@ def row_norms(base: nn.Module, squared: Tensor, a: Tensor, b: Tensor, scale: flo
         return torch.empty_like(squared)
     with torch.autocast(a.device.type, enabled=False):
         along = _through(base, a).to(b.dtype)  # A Wᵀ (r, d_out)
-        cross = (b * along.T).sum(1, dtype=torch.float64)
-        update = scale**2 * (b @ (a @ a.T) * b).sum(1, dtype=torch.float64)
-    apart = squared.double() + update
-    return (apart + 2 * scale * cross).clamp_(min=FLOOR * apart + TINY).sqrt().to(squared.dtype)
+        terms = torch.addmm(along.T, b, a @ a.T, beta=2 * scale, alpha=scale**2)  # (d_out, r)
+        update = (b * terms).sum(1).to(squared.dtype)
+    return (squared + update).clamp_(min=FLOOR * squared + TINY).sqrt_()
 
 
 def weight_normed_linear(
@@ -141,14 +138,12 @@ def _unbiased(base: nn.Module, x: Tensor) -> Tensor:
 
 
 def _through(base: nn.Module, rows: Tensor) -> Tensor:
-    """Return ``rows Wᵀ``: in the rows' dtype for a plain base, in that of its own forward otherwise."""
+    """Return ``rows Wᵀ``: in the weight's dtype for a plain base, in that of its own forward otherwise."""
     weight = _dense_weight(base)
     if weight is None:
         return _unbiased(base, rows)
-    if weight.dtype == rows.dtype:
-        return product(rows, weight)
-    blocks = _blocks(len(weight), BLOCK // weight.shape[1])
-    return torch.cat([rows @ weight[block].to(rows.dtype).T for block in blocks], 1)
+    # In half precision A is rounded as the forward pass rounds it, so it is that layer's norm.
+    return product(rows.to(weight.dtype), weight)
 
 
 def _blocks(length: int, step: int) -> Iterator[slice]:
@@ -226,12 +221,14 @@ class _WeightNormed(torch.autograd.Function):
 
 
 def _multiply(rows: Tensor, c: Tensor, out: Tensor) -> Tensor:
-    """Write ``rows ⊙ c`` to `out` (N, d_out), rounded once: c in half precision is off by 0.4 %."""
+    """Write ``rows ⊙ c`` to `out` (N, d_out), rounded once.
+
+    In half precision c itself would be off by 0.4 %; its distance from 1, where training keeps it, is not, and
+    on the CPU a product of two dtypes would make copies of both in fp32.
+    """
     if rows.dtype == c.dtype or rows.device.type != "cpu":
         return torch.mul(rows, c, out=out)
-    for block in _blocks(len(rows), ROWS):  # on the CPU torch would make copies of both in fp32
-        out[block] = rows[block] * c
-    return out
+    return torch.addcmul(rows, rows, (c - 1).to(rows.dtype), out=out)
 
 
 def _inner(g: Tensor, y: Tensor) -> Tensor:
