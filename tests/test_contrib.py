@@ -1,5 +1,6 @@
 """The packages in contrib are strangers: visible and usable everywhere, named nowhere in the product."""
 
+import ast
 import json
 import os
 import re
@@ -32,15 +33,17 @@ def luthier(folder, *arguments):
 def test_they_are_listed_with_their_distribution(capsys):
     assert dispatch(["plugins"]) == 0
     shown = capsys.readouterr().out
+    assert "luthier-cpo 0.1.0" in shown
     assert "luthier-lion 0.1.0" in shown
     assert "luthier-vera 0.1.0" in shown
 
 
 def test_help_shows_their_options(capsys):
-    assert dispatch(["train", "adapter=vera", "optimiser=lion", "--help"]) == 0
+    assert dispatch(["train", "adapter=vera", "optimiser=lion", "objective=cpo", "--help"]) == 0
     shown = capsys.readouterr().out
     assert "adapter.projection_seed" in shown
     assert "optimiser.beta2" in shown
+    assert "objective.nll_weight" in shown
     assert "lion" in shown.partition("options")[0], "it stands among the optimisers"
     assert "vera_small" in shown
 
@@ -75,7 +78,7 @@ def test_a_multirun_puts_them_beside_the_built_in_ones(tmp_path):
 
 def test_nothing_of_the_product_names_them():
     words = [path.name.partition("-")[2] for path in PACKAGES]
-    assert words == ["lion", "vera"]
+    assert words == ["cpo", "lion", "vera"]
     naming = re.compile(rf"(?<![a-z])({'|'.join(words)})(?![a-z])", re.IGNORECASE)
     for folder in ("core", "plugins", "conf"):
         for path in (ROOT / folder).rglob("*"):
@@ -83,6 +86,18 @@ def test_nothing_of_the_product_names_them():
                 continue
             found = naming.findall(path.read_text(encoding="utf-8"))
             assert not found, f"{path} names {found}"
+
+
+def test_a_paired_loss_takes_under_twenty_lines():
+    """The class from its decorator on, without docstrings and blank lines."""
+    text = (ROOT / "contrib" / "luthier-cpo" / "luthier_cpo" / "cpo.py").read_text(encoding="utf-8")
+    (method,) = (node for node in ast.parse(text).body if isinstance(node, ast.ClassDef))
+    own = range(method.decorator_list[0].lineno, method.end_lineno + 1)
+    told = set()
+    for node in ast.walk(method):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            told.update(range(node.lineno, node.end_lineno + 1))
+    assert sum(bool(text.splitlines()[line - 1].strip()) for line in own if line not in told) < 20
 
 
 @pytest.mark.parametrize("package", PACKAGES, ids=lambda path: path.name)

@@ -1,0 +1,29 @@
+"""Derangements by group: everybody meets somebody else's, and everybody once."""
+
+from collections import Counter
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from luthier import DataError, derangement
+
+
+@given(st.lists(st.integers(0, 6), min_size=2, max_size=40).filter(lambda g: len(set(g)) > 1), st.integers(0, 99))
+def test_nobody_stays_in_their_group(groups, seed):
+    found = derangement(groups, torch.Generator().manual_seed(seed))
+    assert all(groups[other] != groups[place] for place, other in enumerate(found))
+    if 2 * max(Counter(groups).values()) <= len(groups):
+        assert sorted(found) == list(range(len(groups)))
+
+
+def test_the_seed_decides():
+    groups = list(range(30))
+    draws = [derangement(groups, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)]
+    assert draws[0] == draws[1] != draws[2]
+
+
+def test_one_group_is_refused():
+    with pytest.raises(DataError, match="all 3 rows have one prompt"):
+        derangement([5, 5, 5], torch.Generator())
