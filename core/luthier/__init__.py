@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from luthier.folding import FoldReport, fold
     from luthier.hookspecs import Register, hookimpl
     from luthier.in_backward import ProjectedAdamInBackward
+    from luthier.labelled import labelled_sides, labelled_tree, with_mismatched
     from luthier.linear_adapter import (
         AdaptedLinear,
         LinearAdapter,
@@ -43,12 +44,12 @@ if TYPE_CHECKING:
     from luthier.measuring import evaluate
     from luthier.merger import Merger
     from luthier.method import option
+    from luthier.metric_text import grouped_metrics, plain_metrics
     from luthier.objective import Finding, Loss, Objective
     from luthier.optimiser import InBackward, Optimiser
     from luthier.pair_rows import pair_tree
     from luthier.pairs import PairedObjective, Side, check_positive, check_share, log1mexp
     from luthier.peft_folder import load_adapter
-    from luthier.permutation import derangement
     from luthier.planning import PlanResult, plan
     from luthier.policy import Logprobs, Policy
     from luthier.previewing import PreviewResult, preview
@@ -58,7 +59,9 @@ if TYPE_CHECKING:
     from luthier.report import EvaluationReport, Sample, StepReport, TrainResult
     from luthier.reward_model import RewardModel
     from luthier.row_filter import RowFilter
+    from luthier.sampling import SampleResult, sample
     from luthier.saving import save_model
+    from luthier.screen import Screen
     from luthier.targets import is_target, select_matrices
     from luthier.tracker import Tracker
     from luthier.training import train
@@ -73,18 +76,19 @@ _HOMES = {
     "codec": "Codec Supervise",
     "config": "build_method compose",
     "data_source": "DataSource Row",
-    "permutation": "derangement",
     "discovery": "Plugin plugins",
     "errors": "ConfigError DataError LuthierError ModelError PluginError UnusableRowError unknown",
     "file_source": "FileSource file_sources parse_json text_lines without_nulls",
     "folding": "FoldReport fold",
     "hookspecs": "Register hookimpl",
     "in_backward": "ProjectedAdamInBackward",
+    "labelled": "labelled_sides labelled_tree with_mismatched",
     "linear_adapter": "AdaptedLinear LinearAdapter copy_state linear_shape refuse_adapted weight_of",
     "low_rank": "low_rank_linear principal_part",
     "low_rank_adapter": "LowRankAdapter",
     "merger": "Merger",
     "method": "option",
+    "metric_text": "grouped_metrics plain_metrics",
     "objective": "Finding Loss Objective",
     "optimiser": "InBackward Optimiser",
     "pair_rows": "pair_tree",
@@ -99,7 +103,9 @@ _HOMES = {
     "report": "EvaluationReport Sample StepReport TrainResult",
     "reward_model": "RewardModel",
     "row_filter": "RowFilter",
+    "sampling": "SampleResult sample",
     "saving": "save_model",
+    "screen": "Screen",
     "targets": "is_target select_matrices",
     "tracker": "Tracker",
     "measuring": "evaluate",
@@ -115,13 +121,14 @@ __all__ = [
     "FoldReport", "InBackward", "LinearAdapter", "Logprobs", "Loss", "LowRankAdapter", "LuthierError",
     "Merger", "ModelError", "Objective", "Optimiser", "Pack", "PairedObjective", "PlanResult", "Plugin",
     "PluginError", "Policy", "PreviewResult", "ProjectedAdam", "ProjectedAdamInBackward", "Quantiser",
-    "Register", "RewardModel", "Row", "RowFilter", "Sample", "Side", "StepReport", "Supervise", "Tracker",
-    "TrainResult", "Tree", "UnusableRowError", "build_method", "check_positive", "check_share", "compose",
-    "copy_state", "derangement", "evaluate", "file_sources", "fold", "hookimpl", "is_target",
-    "linear_shape", "load_adapter", "log1mexp", "low_rank_linear", "module_of", "option", "pair_tree",
-    "parse_json", "plan", "plugins", "preview", "principal_part", "refuse_adapted", "row_norms",
-    "save_model", "select_matrices", "squared_row_norms", "text_lines", "train", "unknown",
-    "weight_normed_linear", "weight_of", "without_nulls", "without_secrets",
+    "Register", "RewardModel", "Row", "RowFilter", "Sample", "SampleResult", "Screen", "Side", "StepReport",
+    "Supervise", "Tracker", "TrainResult", "Tree", "UnusableRowError", "build_method", "check_positive",
+    "check_share", "compose", "copy_state", "evaluate", "file_sources", "fold", "grouped_metrics",
+    "hookimpl", "is_target", "labelled_sides", "labelled_tree", "linear_shape", "load_adapter", "log1mexp",
+    "low_rank_linear", "module_of", "option", "pair_tree", "parse_json", "plain_metrics", "plan", "plugins",
+    "preview", "principal_part", "refuse_adapted", "row_norms", "sample", "save_model", "select_matrices",
+    "squared_row_norms", "text_lines", "train", "unknown", "weight_normed_linear", "weight_of",
+    "with_mismatched", "without_nulls", "without_secrets",
 ]  # fmt: skip
 
 

@@ -23,6 +23,7 @@ usage: luthier VERB [options]
   preview    the first examples as the model will see them, what is trained marked
   plan       what a run takes and what fits, from shapes alone: nothing is downloaded
   evaluate   loss, perplexity and verified answers of a model on held-out rows
+  sample     answers to prompts, scored: as candidates, preference pairs or rows to train on
   fold       an adapter and its base made one plain model, with the error of rounding layer by layer
   plugins    what is registered, from which package and version
 
@@ -38,10 +39,11 @@ usage: luthier VERB [options]
 Environment: LUTHIER_PLUGINS (third-party distributions to load; empty: none), LUTHIER_BLOCKED (ones to
 leave out), LUTHIER_CACHE (converted models), LUTHIER_TRACEBACK=1 (whole tracebacks)."""
 
-COMPOSED = ("train", "evaluate", "fold", "preview", "plan")
+COMPOSED = ("train", "evaluate", "sample", "fold", "preview", "plan")
 """The verbs that take a config; each is a function of `luthier` too."""
 ONE_AT_A_TIME = {
     "preview": "shows what one config trains on",
+    "sample": "writes one file",
     "fold": "writes one model",
     "plan": "ranks the methods itself",
 }

@@ -66,7 +66,7 @@ def compose(verb: str, overrides: list[str] | None = None) -> DictConfig:
     """Compose and check the config of `verb` as the command line would.
 
     Args:
-        verb: ``"train"``, ``"evaluate"``, ``"preview"`` or ``"plan"``.
+        verb: ``"train"``, ``"evaluate"``, ``"sample"``, ``"fold"``, ``"preview"`` or ``"plan"``.
         overrides: Hydra overrides, e.g. ``["adapter=lora", "optimiser.lr=1e-4"]``.
 
     Raises:

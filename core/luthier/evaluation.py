@@ -11,6 +11,7 @@ import torch
 from luthier.codec import Codec
 from luthier.data import Encoded
 from luthier.data_source import DataSource, Row
+from luthier.generation import Decoding, answers
 from luthier.meter import Meter
 from luthier.objective import Objective
 from luthier.parallel import Processes
@@ -76,17 +77,17 @@ class Evaluator:
             self.codec.prompt_ids(rows[i].fields["prompt"], rows[i].origin, rows[i].fields.get("tools"))
             for i in mine
         ]
-        answers = generate(self.policy, self.codec, prompts, self.settings)
-        samples = {i: self._sample(rows[i], answer) for i, answer in zip(mine, answers, strict=True)}
+        told = generate(self.policy, self.codec, prompts, self.settings)
+        samples = {i: self._sample(rows[i], answer) for i, answer in zip(mine, told, strict=True)}
         everyones = {i: sample for part in self.processes.gather(samples) for i, sample in part.items()}
         return [everyones[i] for i in range(len(rows))]
 
     def _sample(self, row: Row, answer: str) -> Sample:
         return Sample(
             origin=row.origin,
-            prompt=_text(row.fields["prompt"]),
+            prompt=plain_text(row.fields["prompt"]),
             answer=answer,
-            expected=_text(row.fields.get("completion", "")),
+            expected=plain_text(row.fields.get("completion", "")),
             score=self.source.verify(row, answer),
         )
 
@@ -94,59 +95,13 @@ class Evaluator:
 def generate(
     policy: Policy, codec: Codec, prompts: Sequence[Sequence[int]], settings: EvaluationConfig
 ) -> list[str]:
-    """Answer `prompts` greedily and return the texts, in order.
-
-    Prompts of like length are answered together, padded on the left.
-    """
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    answers = [""] * len(prompts)
-    policy.model.eval()
-    for first in range(0, len(order), settings.batch_size):
-        indices = order[first : first + settings.batch_size]
-        batch = [list(prompts[i]) for i in indices]
-        for i, ids in zip(indices, _continue(policy, codec, batch, settings.max_new_tokens), strict=True):
-            answers[i] = codec.text(ids).strip()
-    return answers
+    """Answer `prompts` greedily and return the texts, in order."""
+    found = answers(policy, codec, prompts, Decoding(settings.max_new_tokens, settings.batch_size))
+    texts = {place: own[0].text for place, own in found}
+    return [texts[place] for place in range(len(prompts))]
 
 
-@torch.no_grad()
-def _continue(policy: Policy, codec: Codec, prompts: list[list[int]], max_new_tokens: int) -> list[list[int]]:
-    width = max(map(len, prompts))
-    pad = codec.tokenizer.pad_token_id
-    ids = torch.tensor([[pad] * (width - len(prompt)) + prompt for prompt in prompts], device=policy.device)
-    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
-    with policy.native_attention(), policy.autocast():
-        out = policy.model.generate(
-            input_ids=ids,
-            attention_mask=mask.to(policy.device),
-            max_new_tokens=_room(policy, width, max_new_tokens),
-            eos_token_id=_ends(policy, codec),
-            do_sample=False,
-            repetition_penalty=1.0,
-            temperature=None,
-            top_p=None,
-            top_k=None,
-            pad_token_id=pad,
-            # Processes answer different numbers of prompts, and none needs another for it.
-            synced_gpus=False,
-        )
-    rows: list[list[int]] = out[:, width:].tolist()
-    return rows
-
-
-def _ends(policy: Policy, codec: Codec) -> list[int]:
-    """Return the tokens that end an answer: the one that training teaches, and the checkpoint's own."""
-    own = policy.model.generation_config.eos_token_id
-    return sorted({codec.tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None})
-
-
-def _room(policy: Policy, width: int, max_new_tokens: int) -> int:
-    """Return how many tokens may follow `width` ones: learned positions end with the context."""
-    context = policy.model.config.get_text_config().to_dict().get("max_position_embeddings")
-    return max_new_tokens if context is None else max(1, min(max_new_tokens, context - width))
-
-
-def _text(value: object) -> str:
+def plain_text(value: object) -> str:
     """Return a prompt or completion as text: messages are joined, system messages left out."""
     if isinstance(value, str):
         return value

@@ -11,6 +11,9 @@ from rich.table import Table
 
 from luthier.discovery import plugins, unmet_core_requirement
 
+COLUMNS = ("loss", "held-out loss", "pairs right", "length preferred", "right", "tok/s", "peak MB")
+"""What a table of runs shows, as far as the runs have it."""
+
 
 def _table(*columns: str) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
@@ -58,29 +61,45 @@ def show_loaded() -> int:
 def show_runs(runs: list[tuple[str, Path]]) -> None:
     """Print what the runs of a multirun measured, one row a run, from their ``summary.json``.
 
+    What was measured before training too stands as *before → after*; a column that no run has is left out.
+
     Args:
         runs: The overrides that tell a run from the others, and its folder.
     """
-    table = _table("", "run", "loss", "held-out loss", "right", "tok/s", "peak MB")
-    for overrides, folder in runs:
-        path = folder / "summary.json"
-        if not path.exists():
-            table.add_row(folder.name, overrides, "[red]failed[/]")
-            continue
-        summary = json.loads(path.read_text(encoding="utf-8"))
-        after = summary.get("after") or {}
+    rows = [(folder, overrides, _measured(folder)) for overrides, folder in runs]
+    named = [name for name in COLUMNS if any(values.get(name, "–") != "–" for _, _, values in rows)]
+    table = _table("", "run", *named)
+    for folder, overrides, values in rows:
         table.add_row(
-            folder.name,
-            overrides,
-            _number(summary.get("last_loss", summary.get("loss"))),
-            _number(after.get("loss")),
-            _number(after.get("accuracy", summary.get("accuracy")), ".0%"),
-            _number(summary.get("tokens_per_second"), ",.0f"),
-            _number(summary.get("peak_memory_mb"), ",.0f"),
+            folder.name, overrides, *([values[name] for name in named] if values else ["[red]failed[/]"])
         )
     console = _console()
     console.print(f"\n[bold]{len(runs)} runs[/] in {_relative(runs[0][1].parent)}", highlight=False)
     console.print(table)
+
+
+def _measured(folder: Path) -> dict[str, str]:
+    """Return the columns of a run; nothing of one that failed."""
+    try:
+        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    before, after = summary.get("before") or {}, summary.get("after") or summary
+    told = {
+        "loss": _number(summary.get("last_loss", summary.get("loss"))),
+        "held-out loss": _number((summary.get("after") or {}).get("loss")),
+        "right": _change(before.get("accuracy"), after.get("accuracy")),
+        "tok/s": _number(summary.get("tokens_per_second"), ",.0f"),
+        "peak MB": _number(summary.get("peak_memory_mb"), ",.0f"),
+    }
+    old, new = before.get("metrics") or {}, after.get("metrics") or {}
+    told["pairs right"] = _change(old.get("pair_accuracy"), new.get("pair_accuracy"))
+    told["length preferred"] = _change(old.get("length/preferred"), new.get("length/preferred"), ".1f")
+    return told
+
+
+def _change(before: float | None, after: float | None, form: str = ".0%") -> str:
+    return _number(after, form) if before is None else f"{_number(before, form)} → {_number(after, form)}"
 
 
 def _number(value: float | None, form: str = ".4f") -> str:

@@ -13,7 +13,7 @@ from luthier.bnb_loading import BITS_AND_BYTES
 from luthier.errors import ModelError
 from luthier.method import option
 from luthier.model_source import Source, find_source
-from luthier.peft_folder import Readers, load_adapter, readers
+from luthier.peft_folder import PeftAdapter, Readers, load_adapter, readers
 from luthier.precision import pick_device, pick_dtype, weights_and_autocast
 from luthier.pretrained import from_pretrained
 from luthier.quantiser import Quantiser
@@ -75,6 +75,7 @@ class LoadedModel:
         name: Folder or hub name of the base, which an adapter trained on it records.
         adapter: The PEFT folder that was loaded on it, its weights frozen; None without one.
         quantised: Its base is stored in fewer bits.
+        attached: The method of that adapter, with the options it was made with.
     """
 
     model: PreTrainedModel
@@ -85,6 +86,7 @@ class LoadedModel:
     name: str
     adapter: Path | None = None
     quantised: bool = False
+    attached: PeftAdapter | None = None
 
     @property
     def context(self) -> int | None:
@@ -131,6 +133,7 @@ def load_model(
     train_base: bool,
     quantiser: Quantiser | None = None,
     adapters: Readers | None = None,
+    train_adapter: bool = False,
 ) -> LoadedModel:
     """Load what `config` names. Only safetensors are read, and no code that comes with a checkpoint runs.
 
@@ -139,6 +142,7 @@ def load_model(
         train_base: The base weights will train: kept in fp32, computing in the chosen dtype by autocast.
         quantiser: Loads the base straight into fewer bits.
         adapters: Adapter classes by PEFT kind, for an adapter folder; the registered ones by default.
+        train_adapter: The weights of an adapter folder go on training.
 
     Raises:
         ConfigError: Options that contradict each other or this machine.
@@ -166,11 +170,21 @@ def load_model(
     elif method == BITS_AND_BYTES:
         settle(model)
     model.config.pad_token_id = model.generation_config.pad_token_id = tokenizer.pad_token_id
+    attached = None
     if source.adapter is not None:
-        load_adapter(model, source.adapter, readers() if adapters is None else adapters, trainable=False)
+        known = readers() if adapters is None else adapters
+        attached = load_adapter(model, source.adapter, known, trainable=train_adapter)
     quantised = quantiser is not None or method is not None
     return LoadedModel(
-        model.eval(), tokenizer, dtype, device, autocast_dtype, source.base, source.adapter, quantised
+        model.eval(),
+        tokenizer,
+        dtype,
+        device,
+        autocast_dtype,
+        source.base,
+        source.adapter,
+        quantised,
+        attached,
     )
 
 

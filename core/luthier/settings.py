@@ -128,6 +128,31 @@ class EvaluateConfig:
 
 
 @dataclass
+class SampleConfig:
+    """Sample answers to the prompts of rows and have the rows' source say which are right.
+
+    Writes JSON Lines: every answer with its score, pairs of a right and a wrong answer for preference
+    training, or right answers as rows for supervised training.
+    """
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    quantiser: Any = None
+    data: Any = MISSING
+    row_filters: dict[str, Any] = field(default_factory=dict)
+    plugins: PluginsConfig = field(default_factory=PluginsConfig)
+    out: str = option(MISSING, "File to write, JSON Lines; a new one.")
+    write: str = option("candidates", "What is written: candidates, pairs or rows.")
+    n: int = option(8, "Answers to each prompt.")
+    temperature: float = option(1.0, "Temperature of sampling; lower is less varied.")
+    top_p: float = option(1.0, "Share of the probability that sampling keeps.")
+    max_new_tokens: int = option(64, "Tokens an answer may have.")
+    batch_size: int = option(64, "Answers made at a time.")
+    pairs_each: int = option(1, "Most pairs of one prompt.")
+    gold: bool = option(False, "Take a row's own completion where no answer is right.")
+    seed: int = option(0, "Seed of sampling.")
+
+
+@dataclass
 class FoldModelConfig(ModelPlace):
     """The adapter to fold, and its base."""
 
@@ -192,6 +217,7 @@ WITHOUT_WEIGHTS = ("preview", "plan")
 VERBS: dict[str, type[Any]] = {
     "train": TrainConfig,
     "evaluate": EvaluateConfig,
+    "sample": SampleConfig,
     "fold": FoldConfig,
     "preview": PreviewConfig,
     "plan": PlanConfig,

@@ -15,6 +15,7 @@ from torch import nn
 from luthier import config as configs
 from luthier import resume, signals
 from luthier.adapter import Adapter
+from luthier.adapter_start import gone_on_with
 from luthier.checkpoint import Checkpoint, Checkpoints
 from luthier.combining import check_processes
 from luthier.data import Encoded, Sampler
@@ -95,14 +96,17 @@ class _Training:
         adapter: Adapter = configs.build("adapter", config.adapter)
         objective = objective_of(config)
         quantiser = configs.build("quantiser", config.quantiser) if config.quantiser else None
-        loaded = load_model(config.model, train_base=adapter.trains_base, quantiser=quantiser)
+        base = adapter.trains_base
+        loaded = load_model(config.model, train_base=base, quantiser=quantiser, train_adapter=not base)
+        adapter = gone_on_with(adapter, config.adapter.name, loaded)
         if loaded.quantised and processes.sharded:
             raise ConfigError(
                 "a quantised model cannot be sharded: launch without --use_fsdp, which gives every process "
                 "the whole of it, or leave out quantiser"
             )
         data, held_out = training_rows(config, loaded, objective)
-        adapter.attach(loaded.model, torch.Generator().manual_seed(config.seed))
+        if adapter is not loaded.attached:
+            adapter.attach(loaded.model, torch.Generator().manual_seed(config.seed))
         if config.model.gradient_checkpointing:
             with quiet():
                 loaded.model.gradient_checkpointing_enable({"use_reentrant": False})

@@ -223,8 +223,8 @@ class _WeightNormed(torch.autograd.Function):
 def _multiply(rows: Tensor, c: Tensor, out: Tensor) -> Tensor:
     """Write ``rows ⊙ c`` to `out` (N, d_out), rounded once.
 
-    In half precision c itself would be off by 0.4 %; its distance from 1, where training keeps it, is not, and
-    on the CPU a product of two dtypes would make copies of both in fp32.
+    In half precision c itself would be off by 0.4 %, its distance from 1 by as little of that. On the CPU a
+    product of two dtypes would make copies of both in fp32.
     """
     if rows.dtype == c.dtype or rows.device.type != "cpu":
         return torch.mul(rows, c, out=out)

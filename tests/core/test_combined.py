@@ -1,4 +1,4 @@
-"""Objectives combined: the sum of means, whatever the packs; one forward pass; and what cannot be combined."""
+"""Objectives combined: the sum of means, whatever the packs; one forward pass; what is refused."""
 
 import pytest
 import torch

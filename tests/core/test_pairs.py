@@ -41,7 +41,13 @@ def texts(tree):
         {"chosen": [USER, said("4")], "rejected": [USER, said("5")]},
         {"prompt": "What is 2 + 2?", "chosen": [USER, said("4")], "rejected": [USER, said("5")]},
     ],
-    ids=["messages", "texts after messages", "prompt repeated", "conversations", "prompt as text beside them"],
+    ids=[
+        "messages",
+        "texts after messages",
+        "prompt repeated",
+        "conversations",
+        "prompt as text beside them",
+    ],
 )
 def test_every_layout_of_messages_is_the_same_tree(fields):
     tree = pair_tree(row(**fields), Codec(tiny_tokenizer()))
@@ -127,7 +133,9 @@ def test_what_teaches_nothing_is_counted_and_named(tmp_path):
     assert "rows.jsonl:4)" in line
 
 
-@pytest.mark.parametrize(("first", "told"), [(1, "rows.jsonl:1: with chosen equal"), (2, "with an empty side")])
+@pytest.mark.parametrize(
+    ("first", "told"), [(1, "rows.jsonl:1: with chosen equal"), (2, "with an empty side")]
+)
 def test_what_teaches_nothing_can_be_refused(tmp_path, first, told):
     with pytest.raises(UnusableRowError, match=told):
         data_of(tmp_path, PAIRS[first:], unusable="refuse")

@@ -7,10 +7,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from luthier import DataError, derangement
+from luthier import DataError
+from luthier.permutation import derangement
 
 
-@given(st.lists(st.integers(0, 6), min_size=2, max_size=40).filter(lambda g: len(set(g)) > 1), st.integers(0, 99))
+@given(
+    st.lists(st.integers(0, 6), min_size=2, max_size=40).filter(lambda g: len(set(g)) > 1), st.integers(0, 99)
+)
 def test_nobody_stays_in_their_group(groups, seed):
     found = derangement(groups, torch.Generator().manual_seed(seed))
     assert all(groups[other] != groups[place] for place, other in enumerate(found))

@@ -149,7 +149,11 @@ def test_a_changed_row_and_a_changed_model_are_noticed(folder, tmp_path, asked, 
     train(compose("train", overrides(folder, tmp_path / "two", "dpo", memory, changed)))
     assert asked == [24, 1]
     with caplog.at_level(logging.WARNING, "luthier"):
-        train(compose("train", overrides(folder, tmp_path / "three", "dpo", memory, f"model.path={folder}/other")))
+        train(
+            compose(
+                "train", overrides(folder, tmp_path / "three", "dpo", memory, f"model.path={folder}/other")
+            )
+        )
     assert asked == [24, 1, 24]
     assert "remembers another reference" in caplog.text
 
@@ -157,7 +161,9 @@ def test_a_changed_row_and_a_changed_model_are_noticed(folder, tmp_path, asked, 
 def test_a_resumed_run_refuses_another_reference(folder, tmp_path):
     base = tmp_path / "base"
     shutil.copytree(folder / "base", base)
-    given = overrides(folder, tmp_path / "run", "dpo", f"model.path={base}", "checkpoint.every=1", "max_steps=2")
+    given = overrides(
+        folder, tmp_path / "run", "dpo", f"model.path={base}", "checkpoint.every=1", "max_steps=2"
+    )
     train(compose("train", given))
     shutil.copytree(folder / "other", base, dirs_exist_ok=True)
     with pytest.raises(ModelError, match="not the one that this run began with"):
@@ -204,7 +210,8 @@ def test_held_out_pairs_are_measured(folder, tmp_path):
     assert result.after.metrics["pair_accuracy"] > 0.5
     assert {"margin", "length/preferred", "length/chosen", "rewards/chosen"} <= result.after.metrics.keys()
     again = evaluate(compose("evaluate", [
-        f"model.path={result.model_dir}", "model.dtype=float32", "data=jsonl", f"data.path={folder}/held.jsonl",
+        f"model.path={result.model_dir}", "model.dtype=float32", "data=jsonl",
+        f"data.path={folder}/held.jsonl",
         "objective=dpo", "evaluation.generate=false", f"run_dir={tmp_path}/again",
     ]))  # fmt: skip
     assert again.loss == pytest.approx(result.after.loss, rel=1e-4)

@@ -44,7 +44,10 @@ def test_what_was_never_measured_is_named_and_listed():
     (left,) = known.missing([TREE])
     assert left.branches == TREE.branches[1:]
     assert References.of({}).missing([TREE]) == [TREE]
-    assert known.plus({keys_of(TREE)[1]: -3.0, keys_of(TREE)[0]: -9.0}).sums(Pack.of([TREE])).tolist() == [-1, -3]
+    assert known.plus({keys_of(TREE)[1]: -3.0, keys_of(TREE)[0]: -9.0}).sums(Pack.of([TREE])).tolist() == [
+        -1,
+        -3,
+    ]
 
 
 def test_a_file_holds_them_for_one_model(tmp_path):
@@ -57,7 +60,7 @@ def test_a_file_holds_them_for_one_model(tmp_path):
     assert [path.name for path in store.others(tmp_path / "new", "other")] == ["reference-abc.safetensors"]
     assert not store.others(tmp_path / "new", "abc")
     store.file_of(tmp_path, "abc").write_bytes(b"half a file")
-    with pytest.raises(ModelError, match="is damaged .*remove it"):
+    with pytest.raises(ModelError, match=r"is damaged .*remove it"):
         store.load(tmp_path, "abc")
 
 
@@ -89,5 +92,3 @@ def test_an_adapter_that_is_off_does_not_count(adapter):
     assert fingerprint(model) != before
     with adapter_off(model):
         assert fingerprint(model) == before
-
-

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from luthier import (
-    Branch,
     Codec,
-    DataError,
     Loss,
     Objective,
     Pack,
@@ -21,10 +19,11 @@ from luthier import (
     Row,
     Tree,
     check_positive,
-    derangement,
     hookimpl,
+    labelled_sides,
+    labelled_tree,
     option,
-    pair_tree,
+    with_mismatched,
 )
 
 
@@ -76,55 +75,15 @@ class KTO(Objective):
         Raises:
             DataError: A column is missing or the label is none.
         """
-        if self.unpair:
-            pair = pair_tree(row, codec)
-            return [_labelled(replace(pair, branches=(branch,)), good)
-                    for branch, good in zip(pair.branches, (True, False), strict=True)]  # fmt: skip
-        if row.fields.get("prompt") is None or row.fields.get("completion") is None:
-            has = ", ".join(row.fields) or "nothing"
-            raise DataError(
-                f"{row.origin}: has {has}; kto needs 'prompt', 'completion' and 'label'; rename with "
-                "data.columns, or set objective.unpair=true for pairs of chosen and rejected"
-            )
-        tree = codec.pair(
-            row.fields["prompt"], row.fields["completion"], row.origin, tools=row.fields.get("tools")
-        )
-        return _labelled(tree, self._label(row))
-
-    def _label(self, row: Row) -> bool:
-        if self.threshold is not None:
-            rating = row.fields.get("rating")
-            if isinstance(rating, bool) or not isinstance(rating, int | float):
-                raise DataError(
-                    f"{row.origin}: rating must be a number (objective.threshold is set), got {rating!r}"
-                )
-            return rating >= self.threshold
-        label = row.fields.get("label")
-        if label not in (True, False):  # 1 and 0 are equal to them
-            raise DataError(
-                f"{row.origin}: label must be true or false, got {label!r}; of ratings it is made with "
-                "objective.threshold"
-            )
-        return bool(label)
+        return labelled_sides(row, codec) if self.unpair else labelled_tree(row, codec, self.threshold)
 
     def complete(self, trees: Sequence[Tree], generator: torch.Generator) -> Iterable[Tree]:
-        """Give every tree the completion of another prompt, cut where it would be the longest path of all.
+        """Give every tree the completion of another prompt.
 
         Raises:
             DataError: All rows have one label, or one prompt.
         """
-        labels = {tree.values["label"] for tree in trees}
-        if len(labels) < 2:
-            only, rows = bool(next(iter(labels))), ", ".join(tree.origin for tree in trees[:3])
-            raise DataError(
-                f"all {len(trees):,} rows have label {only} ({rows} …): kto learns from both kinds"
-            )
-        others = derangement([hash(tree.prompt) for tree in trees], generator)
-        longest = max(tree.tokens for tree in trees)
-        return (
-            _with_other(tree, trees[other].branches[0], longest)
-            for tree, other in zip(trees, others, strict=True)
-        )
+        return with_mismatched(trees, generator)
 
     def pool(self, policy: Policy, pack: Pack) -> Mapping[str, tuple[float, float]]:
         """Return the sum of log π/π_ref over the completions of other prompts, and their number."""
@@ -166,16 +125,6 @@ class KTO(Objective):
             "length/desirable": (lengths[good].sum(), desirable),
             "length/undesirable": (lengths[~good].sum(), rows - desirable),
         }
-
-
-def _labelled(tree: Tree, good: bool) -> Tree:
-    return replace(tree, values={**tree.values, "label": float(good)})
-
-
-def _with_other(tree: Tree, other: Branch, longest: int) -> Tree:
-    room = max(1, longest - len(tree.prompt))
-    cut = Branch(other.ids[:room], None if other.scored is None else other.scored[:room])
-    return replace(tree, branches=(tree.branches[0], cut if cut.scored_places else Branch(cut.ids)))
 
 
 @hookimpl

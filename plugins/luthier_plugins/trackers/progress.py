@@ -7,25 +7,27 @@ from pathlib import Path
 from typing import ClassVar
 
 from omegaconf import DictConfig
-from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from luthier import EvaluationReport, Register, Sample, StepReport, Tracker, TrainResult, hookimpl, option
+from luthier import (
+    EvaluationReport,
+    Register,
+    Sample,
+    Screen,
+    StepReport,
+    Tracker,
+    TrainResult,
+    grouped_metrics,
+    hookimpl,
+    option,
+    plain_metrics,
+)
 
 
 @dataclass
-class _Screen:
-    console: Console = field(default_factory=Console)
-    bar: Progress | None = None
-    task: TaskID | None = None
+class _Screen(Screen):
     samples: int = 3
     training: bool = True
-
-    def stop(self) -> None:
-        if self.bar:
-            self.bar.stop()
-        self.bar = None
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,17 @@ class ProgressBar(Tracker):
         self._screen.training = "adapter" in config
 
     @hookimpl
+    def while_measuring(self, what: str, done: int, total: int) -> None:
+        """Show how far it is, on a terminal, and that it is done."""
+        screen = self._screen
+        if self.enabled and screen.bar is None:
+            screen.start(what, total, transient=True)
+        screen.move(done)
+        if done == total:
+            screen.stop()
+            self._print(f"[bold]{what:<10}[/]{total:,} completions measured")
+
+    @hookimpl
     def after_header(self, lines: list[str]) -> None:
         """Print what will run."""
         self._print("\n".join(f"[bold]{escape(line[:9])}[/]{escape(line[9:])}" for line in lines) + "\n")
@@ -51,47 +64,35 @@ class ProgressBar(Tracker):
     @hookimpl
     def before_train(self, run_dir: Path, config: DictConfig, total_steps: int, start_step: int) -> None:
         """Start the bar where the run starts."""
-        screen = self._screen
         if start_step:
             self._print(f"resumed at step {start_step} of {total_steps}")
-        if not (self.enabled and screen.console.is_terminal):
-            return
-        screen.bar = Progress(
-            TextColumn("[bold]train[/]"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.description}"),
-            TimeRemainingColumn(),
-            console=screen.console,
-        )
-        screen.task = screen.bar.add_task("", total=total_steps, completed=start_step)
-        screen.bar.start()
+        if self.enabled:
+            self._screen.start("train", total_steps, start_step)
 
     @hookimpl
     def after_step(self, report: StepReport) -> None:
         """Move the bar, or print a line."""
-        extra = "".join(f" · {name} {value:.3f}" for name, value in report.metrics.items())
+        extra = plain_metrics(report.metrics)
         text = (
             f"loss {report.loss:.4f}{extra} · lr {report.learning_rate:.1e} · "
             f"{report.tokens_per_second:,.0f} tok/s · {report.memory_mb:,.0f} MB"
         )
-        screen = self._screen
-        if screen.bar and screen.task is not None:
-            screen.bar.update(screen.task, completed=report.step, description=text)
-        else:
+        if not self._screen.move(report.step, text):
             left = report.seconds / report.step * (report.total_steps - report.step)
             self._print(f"step {report.step}/{report.total_steps} · {text} · {left:,.0f} s left")
 
     @hookimpl
     def after_evaluation(self, report: EvaluationReport) -> None:
         """Print held-out quality."""
-        # The last step's evaluation comes after the bar is full.
         screen = self._screen
-        if screen.bar and screen.task is not None and screen.bar.tasks[0].finished:
+        if screen.full:  # the last step's evaluation comes after it
             screen.stop()
         accuracy = "" if report.accuracy is None else f" · {report.accuracy:.0%} of {report.scored} right"
         when = f", step {report.step}" if screen.training else ""
-        self._print(f"held out{when}: loss {report.loss:.4f}, perplexity {report.perplexity:.2f}{accuracy}")
+        quality = f"loss {report.loss:.4f}, perplexity {report.perplexity:.2f}"
+        self._print(f"held out{when}: {quality}{plain_metrics(report.metrics)}{accuracy}")
+        if grouped := grouped_metrics(report.metrics):
+            self._print(f"          [dim]{grouped}[/]")
         if not screen.training:
             for sample in report.samples[: screen.samples]:
                 self._print(f"\n{_question(sample)}\n  answer  {escape(_short(sample.answer))}")

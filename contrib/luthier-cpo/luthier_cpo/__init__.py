@@ -1,0 +1,1 @@
+"""The objective CPO, a plugin of Luthier."""

@@ -1,0 +1,104 @@
+"""Answers to prompts: greedy or sampled, prompts of like length together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from luthier.codec import Codec
+from luthier.policy import Policy
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How answers are made.
+
+    Attributes:
+        max_new_tokens: Tokens an answer may have.
+        batch_size: Answers made at a time.
+        n: Answers to each prompt.
+        temperature: Of sampling; None for the likeliest token each time.
+        top_p: Share of the probability that sampling keeps.
+    """
+
+    max_new_tokens: int
+    batch_size: int
+    n: int = 1
+    temperature: float | None = None
+    top_p: float = 1.0
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer: its text, and whether it came to an end by itself."""
+
+    text: str
+    finished: bool
+
+
+def answers(
+    policy: Policy, codec: Codec, prompts: Sequence[Sequence[int]], decoding: Decoding
+) -> Iterator[tuple[int, list[Answer]]]:
+    """Yield the place of every prompt and its answers, the shortest prompts first."""
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    together = max(1, decoding.batch_size // decoding.n)
+    ends = _ends(policy, codec)
+    policy.model.eval()
+    for first in range(0, len(order), together):
+        places = order[first : first + together]
+        rows = _continued(policy, codec, [list(prompts[i]) for i in places], decoding, ends)
+        for turn, place in enumerate(places):
+            own = rows[turn * decoding.n : (turn + 1) * decoding.n]
+            yield place, [Answer(codec.text(ids).strip(), not ends.isdisjoint(ids)) for ids in own]
+
+
+@torch.no_grad()
+def _continued(
+    policy: Policy, codec: Codec, prompts: list[list[int]], decoding: Decoding, ends: frozenset[int]
+) -> list[list[int]]:
+    """Return `n` continuations of each prompt; prompts are padded on the left."""
+    width = max(map(len, prompts))
+    pad = codec.tokenizer.pad_token_id
+    ids = torch.tensor([[pad] * (width - len(prompt)) + prompt for prompt in prompts], device=policy.device)
+    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    with policy.native_attention(), policy.autocast():
+        out = policy.model.generate(
+            input_ids=ids,
+            attention_mask=mask.to(policy.device),
+            max_new_tokens=_room(policy, width, decoding.max_new_tokens),
+            eos_token_id=sorted(ends),
+            repetition_penalty=1.0,
+            pad_token_id=pad,
+            # Processes answer different numbers of prompts, and none needs another for it.
+            synced_gpus=False,
+            **_choice(decoding),
+        )
+    rows: list[list[int]] = out[:, width:].tolist()
+    return rows
+
+
+def _choice(decoding: Decoding) -> dict[str, Any]:
+    if decoding.temperature is None:
+        return {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+    return {
+        "do_sample": True,
+        "temperature": decoding.temperature,
+        "top_p": decoding.top_p,
+        "top_k": 0,
+        "num_return_sequences": decoding.n,
+    }
+
+
+def _ends(policy: Policy, codec: Codec) -> frozenset[int]:
+    """Return the tokens that end an answer: the one that training teaches, and the checkpoint's own."""
+    own = policy.model.generation_config.eos_token_id
+    return frozenset({codec.tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None})
+
+
+def _room(policy: Policy, width: int, max_new_tokens: int) -> int:
+    """Return how many tokens may follow `width` ones: learned positions end with the context."""
+    context = policy.model.config.get_text_config().to_dict().get("max_position_embeddings")
+    return max_new_tokens if context is None else max(1, min(max_new_tokens, context - width))
