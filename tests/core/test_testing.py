@@ -385,6 +385,7 @@ class Nameless(SFT):
     ("cls", "check", "told"),
     [
         (Mean, "test_the_loss_is_a_sum_with_its_weight", "return sums, never means"),
+        (Mean, "test_trees_weigh_what_the_loss_is_divided_by", "weight is 1.0, but `weigh` says 24.0"),
         (Centred, "test_packing_changes_nothing", "depends on packing"),
         (Detached, "test_its_gradient_is_the_slope_of_its_loss", "detached?"),
         (Unmasked, "test_tokens_that_are_not_scored_and_follow_change_nothing", "unscored tokens behind"),

@@ -95,12 +95,16 @@ class ObjectiveSuite(Suite):
         assert once.total.requires_grad, "total is not differentiable; do not detach it"
         assert torch.isfinite(once.total), f"total is {_number(once.total)}"
         assert once.weight > 0, f"weight is {once.weight}: the engine divides by it"
-        weighed = sum(map(self.make().weigh, trees))
-        assert once.weight == weighed, f"weight is {once.weight}, but `weigh` says {weighed} for its trees"
         for name, (mine, other) in parts(once, twice).items():
             assert abs(2 * mine - other) <= SAME * max(1, abs(other)), (
                 f"{name} of a batch and of two copies: {mine:.6f}, {other:.6f}; return sums, never means"
             )
+
+    def test_trees_weigh_what_the_loss_is_divided_by(self) -> None:
+        """`weigh`, summed over the trees of a pack, is the loss's weight: by it objectives are combined."""
+        policy, trees = self.policy(tiny_llama()), self.trees()
+        weight, weighed = self.measured(policy, trees).weight, sum(map(self.make().weigh, trees))
+        assert weight == weighed, f"the loss's weight is {weight}, but `weigh` says {weighed} for its trees"
 
     def test_packing_changes_nothing(self) -> None:
         """However a step's trees are cut into packs, totals, weights, metrics and gradients add up."""
