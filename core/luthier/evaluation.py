@@ -87,7 +87,7 @@ class Evaluator:
             origin=row.origin,
             prompt=plain_text(row.fields["prompt"]),
             answer=answer,
-            expected=plain_text(row.fields.get("completion", "")),
+            expected=plain_text(row.fields.get("answer", row.fields.get("completion", ""))),
             score=self.source.verify(row, answer),
         )
 
@@ -105,7 +105,8 @@ def plain_text(value: object) -> str:
     """Return a prompt or completion as text: messages are joined, system messages left out."""
     if isinstance(value, str):
         return value
-    assert isinstance(value, Sequence)
+    if not isinstance(value, Sequence):  # an answer that is a number
+        return str(value)
     return "\n".join(
         str(message.get("content") or "") for message in value if message.get("role") != "system"
     )

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from luthier.discovery import plugins, unmet_core_requirement
 
-COLUMNS = ("loss", "held-out loss", "pairs right", "length preferred", "right", "tok/s", "peak MB")
+COLUMNS = ("loss", "held-out loss", "preferences", "length preferred", "right", "tok/s", "peak MB")
 """What a table of runs shows, as far as the runs have it."""
 
 
@@ -93,9 +93,14 @@ def _measured(folder: Path) -> dict[str, str]:
         "peak MB": _number(summary.get("peak_memory_mb"), ",.0f"),
     }
     old, new = before.get("metrics") or {}, after.get("metrics") or {}
-    told["pairs right"] = _change(old.get("pair_accuracy"), new.get("pair_accuracy"))
+    told["preferences"] = _change(_preferences(old), _preferences(new))
     told["length preferred"] = _change(old.get("length/preferred"), new.get("length/preferred"), ".1f")
     return told
+
+
+def _preferences(metrics: dict[str, float]) -> float | None:
+    """Return the share of preferences that the policy has too: of pairs, or else of labels."""
+    return metrics.get("pair_accuracy", metrics.get("label_accuracy"))
 
 
 def _change(before: float | None, after: float | None, form: str = ".0%") -> str:

@@ -29,8 +29,8 @@ def folder(tmp_path_factory):
 def given(folder, run_dir, model, data, *more):
     return [
         f"model.path={folder}/{model}", "model.dtype=float32", "data=jsonl",
-        f"data.path={folder}/{data}.jsonl", "batch_size=8", "optimiser.lr=1e-2", "epochs=4", "log_every=1", f"run_dir={run_dir}",
-        "tracker=[metrics]", "adapter.dropout=0", *more,
+        f"data.path={folder}/{data}.jsonl", "batch_size=8", "optimiser.lr=1e-2", "epochs=4", "log_every=1",
+        f"run_dir={run_dir}", "tracker=[metrics]", "adapter.dropout=0", *more,
     ]  # fmt: skip
 
 

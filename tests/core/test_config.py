@@ -199,6 +199,17 @@ def test_the_recipes_that_are_compared_differ_in_their_method_only(recipe, metho
         assert config[key] == other[key], key
 
 
+@pytest.mark.parametrize("name", ["dpo", "ipo", "kto", "orpo", "simpo"])
+def test_the_recipes_of_preferences_differ_in_their_objective_only(name):
+    config, other = (compose("train", [f"recipe=align/{one}"]) for one in (name, "dpo"))
+    assert config.objective.name == name
+    assert (config.batch_size, other.batch_size) == (32 if name == "kto" else 16, 16), (
+        "a pair is two rows of kto"
+    )
+    for key in set(config) - {"objective", "run_dir", "batch_size"}:
+        assert config[key] == other[key], key
+
+
 def test_the_qlora_recipe_is_the_papers():
     where = ["recipe=qlora", "model.path=x", "data=jsonl", "data.path=x", "optimiser=adamw"]
     config = compose("train", where)
