@@ -26,9 +26,9 @@ def model_folder(smoke: bool) -> Path:
     return CACHE / ("tiny-64" if smoke else "SmolLM2-135M")
 
 
-def workload_files(rows: int, smoke: bool) -> tuple[Path, Path]:
+def workload_files(rows: int, smoke: bool, kind: str = "xsum") -> tuple[Path, Path]:
     """Return where the rows (JSONL) and their token ids (JSON) are kept."""
-    stem = f"xsum-{rows}{'-smoke' if smoke else ''}"
+    stem = f"{kind}-{rows}{'-smoke' if smoke else ''}"
     return CACHE / f"{stem}.jsonl", CACHE / f"{stem}.ids.json"
 
 
@@ -55,13 +55,18 @@ def read_xsum(rows: int) -> list[dict[str, Any]]:
     return articles
 
 
-def to_messages(article: dict[str, Any], characters: int) -> dict[str, Any]:
-    """Return an article as a prompt and a completion, each a list of chat messages."""
-    content = INSTRUCTION + article["document"][:characters]
+def to_messages(prompt: str, completion: str) -> dict[str, Any]:
+    """Return prompt and completion, each as a list of chat messages."""
     return {
-        "prompt": [{"role": "user", "content": content}],
-        "completion": [{"role": "assistant", "content": article["summary"]}],
+        "prompt": [{"role": "user", "content": prompt}],
+        "completion": [{"role": "assistant", "content": completion}],
     }
+
+
+def document(article: dict[str, Any], smoke: bool) -> str:
+    """Return as much of an article as the bench takes."""
+    text: str = article["document"][: SMOKE_CHARACTERS if smoke else DOCUMENT_CHARACTERS]
+    return text
 
 
 def encode(tokenizer: "PreTrainedTokenizerBase", row: dict[str, Any]) -> dict[str, Any]:
@@ -134,11 +139,18 @@ def prepare_rows(rows: int, smoke: bool) -> None:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(model_folder(smoke))
-    characters = SMOKE_CHARACTERS if smoke else DOCUMENT_CHARACTERS
-    examples = [to_messages(article, characters) for article in read_xsum(rows)]
-    rows_file, ids_file = workload_files(rows, smoke)
-    rows_file.write_text("".join(json.dumps(example) + "\n" for example in examples), encoding="utf-8")
-    ids_file.write_text(json.dumps([encode(tokenizer, example) for example in examples]))
+    examples = [
+        to_messages(INSTRUCTION + document(article, smoke), article["summary"]) for article in read_xsum(rows)
+    ]
+    encoded = [encode(tokenizer, example) for example in examples]
+    write(workload_files(rows, smoke), examples, encoded)
+
+
+def write(files: tuple[Path, Path], rows: list[dict[str, Any]], encoded: list[dict[str, Any]]) -> None:
+    """Write rows and token ids to their `files`."""
+    rows_file, ids_file = files
+    rows_file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    ids_file.write_text(json.dumps(encoded))
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean, median
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -85,12 +86,12 @@ def summarise_all(outcome: Outcome, reference: str) -> list[Summary]:
     return [summarise(outcome, c, p, reference) for c, p in cases if outcome.of(reference, p)]
 
 
-def loss_spread(outcome: Outcome, precision: str = "fp32") -> float | None:
-    """Return how far apart the contenders' first losses lie; None if fewer than two were measured."""
+def loss_spread(outcome: Outcome, precision: str = "fp32", step: int = 0) -> float | None:
+    """Return how far apart the contenders' losses of a step lie; None if fewer than two were measured."""
     runs = [m for m in outcome.measurements if m.precision == precision]
     if len({m.contender for m in runs}) <= 1:
         return None
-    losses = [m.first_loss for m in runs]
+    losses = [m.losses[step] for m in runs]
     return max(losses) - min(losses) if all(map(math.isfinite, losses)) else math.inf
 
 
@@ -108,19 +109,26 @@ def markdown(title: str, notes: Sequence[str], summaries: Sequence[Summary]) -> 
     """Return the table and its notes as Markdown."""
     rows = [COLUMNS, tuple("---" for _ in COLUMNS), *(summary.cells() for summary in summaries)]
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-    return f"# {title}\n\n{table}\n\n" + "".join(f"- {note}\n" for note in notes)
+    table = f"{table}\n\n" if summaries else ""
+    return f"# {title}\n\n{table}" + "".join(f"- {note}\n" for note in notes)
 
 
 def write(
-    stem: Path, title: str, facts: Mapping[str, str], outcome: Outcome, summaries: Sequence[Summary]
+    stem: Path,
+    title: str,
+    facts: Mapping[str, str],
+    outcome: Outcome,
+    summaries: Sequence[Summary],
+    more: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write ``STEM.json`` (everything) and ``STEM.md`` (the table)."""
+    """Write ``STEM.json`` (everything, `more` too) and ``STEM.md`` (the table)."""
     stem.parent.mkdir(parents=True, exist_ok=True)
     whole = {
         "facts": dict(facts),
         "failures": outcome.failures,
         "summaries": [asdict(summary) for summary in summaries],
         "measurements": [asdict(measurement) for measurement in outcome.measurements],
+        **(more or {}),
     }
     stem.with_name(stem.name + ".json").write_text(json.dumps(whole, indent=1) + "\n")
     notes = [f"{key}: {value}" for key, value in facts.items()]

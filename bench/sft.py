@@ -31,8 +31,8 @@ BATCH_SIZE = 4
 LOSS_TOLERANCE = 1e-4
 
 
-def parse_options(about: str | None, known: Iterable[str], chosen: list[str]) -> argparse.Namespace:
-    """Read the command line of a bench of `known` contenders, of which `chosen` run by default."""
+def parser_of(about: str | None, known: Iterable[str], chosen: list[str]) -> argparse.ArgumentParser:
+    """Return the parser of a bench of `known` contenders, of which `chosen` run by default."""
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, help="processes of each contender and precision (3; smoke: 1)")
     parser.add_argument("--precision", nargs="+", choices=("fp32", "bf16"), default=["fp32", "bf16"])
@@ -42,11 +42,21 @@ def parse_options(about: str | None, known: Iterable[str], chosen: list[str]) ->
     parser.add_argument("--threads", type=int, default=2, help="threads of torch")
     parser.add_argument("--out", type=Path, help="folder of the results (bench/results; smoke: bench/.cache)")
     parser.add_argument("--smoke", action="store_true", help="a tiny random model and short rows, in seconds")
+    return parser
+
+
+def settle(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Read the command line and fill in what depends on other options."""
     options = parser.parse_args()
     options.rounds = options.rounds or (1 if options.smoke else 3)
     options.rows = _rows_used(parser, options)
     options.out = options.out or (data.CACHE if options.smoke else ROOT / "bench/results")
     return options
+
+
+def parse_options(about: str | None, known: Iterable[str], chosen: list[str]) -> argparse.Namespace:
+    """Read the command line of a bench of `known` contenders, of which `chosen` run by default."""
+    return settle(parser_of(about, known, chosen))
 
 
 def _rows_used(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
@@ -81,7 +91,10 @@ def workload_facts(job: Job, rounds: int) -> dict[str, str]:
     rows = job.encoded()
     prompt = mean(row["prompt_length"] for row in rows)
     whole = mean(len(row["input_ids"]) for row in rows)
-    workload = f"{len(rows)} rows, mean prompt {prompt:.1f} and completion {whole - prompt:.1f} tokens"
+    count = f"{len(rows) // job.completions} rows" + f" of {job.completions} completions" * (
+        job.completions > 1
+    )
+    workload = f"{count}, mean prompt {prompt:.1f} and completion {whole - prompt:.1f} tokens"
     setting = (
         f"batch {job.batch_size}, {len(job.step_tokens())} steps, {rounds} rounds, {job.threads} threads"
     )
@@ -93,9 +106,9 @@ def workload_facts(job: Job, rounds: int) -> dict[str, str]:
     }
 
 
-def prepare(options: argparse.Namespace) -> None:
+def prepare(options: argparse.Namespace, module: str = "bench.data", *arguments: str) -> None:
     """Make model and rows in a process of their own, so that this one stays small."""
-    command = [sys.executable, "-m", "bench.data", str(options.rows)] + ["--smoke"] * options.smoke
+    command = [sys.executable, "-m", module, str(options.rows), *arguments] + ["--smoke"] * options.smoke
     env = environment(options.threads)
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -103,7 +116,7 @@ def prepare(options: argparse.Namespace) -> None:
 
 
 def equality(spread: float | None) -> str:
-    """Return the verdict on the contenders' first losses."""
+    """Return the verdict on the contenders' losses of one step."""
     if spread is None:
         return "not compared"
     verdict = "agree" if spread <= LOSS_TOLERANCE else "DIFFER"

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from bench.job import MARK, Job, Measurement
 
@@ -36,7 +37,7 @@ def environment(threads: int) -> dict[str, str]:
     return {**os.environ, **QUIET, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
 
 
-def run_child(module: str, job: Job) -> Measurement:
+def ask(module: str, job: Job) -> dict[str, Any]:
     """Run one job in a fresh process. Raises RuntimeError with the end of its output if it fails."""
     work = Path(job.work)
     work.mkdir(parents=True, exist_ok=True)
@@ -48,7 +49,8 @@ def run_child(module: str, job: Job) -> Measurement:
     answers = [line for line in done.stdout.splitlines() if line.startswith(MARK)]
     if done.returncode or not answers:
         raise RuntimeError("\n".join((done.stdout + done.stderr).splitlines()[-15:]))
-    return Measurement(**json.loads(answers[-1].removeprefix(MARK)))
+    answer: dict[str, Any] = json.loads(answers[-1].removeprefix(MARK))
+    return answer
 
 
 def interleave(jobs: Iterable[Job], modules: Mapping[str, str]) -> Outcome:
@@ -58,7 +60,7 @@ def interleave(jobs: Iterable[Job], modules: Mapping[str, str]) -> Outcome:
         if job.contender in outcome.failures:
             continue
         try:
-            measurement = run_child(modules[job.contender], job)
+            measurement = Measurement(**ask(modules[job.contender], job))
         except RuntimeError as error:
             outcome.failures[job.contender] = str(error)
             print(f"{job.contender} {job.precision} failed:\n{error}", file=sys.stderr, flush=True)

@@ -1,4 +1,7 @@
-"""Luthier's SFT on the bench's rows, through the Python twin of ``luthier train``."""
+"""Luthier's SFT on the bench's rows, through the Python twin of ``luthier train``.
+
+Configuration, metrics and the check of token ids serve every objective.
+"""
 
 import json
 from pathlib import Path
@@ -23,7 +26,8 @@ def overrides(job: Job) -> list[str]:
         f"adapter.alpha={job.alpha}",
         "adapter.dropout=0",
         f"adapter.targets=[{','.join(job.targets)}]",
-        "objective=sft",
+        f"objective={job.method}",
+        *([] if job.method == "sft" else [f"objective.beta={job.beta}"]),
         "optimiser=adamw",
         f"optimiser.lr={job.learning_rate}",
         "optimiser.weight_decay=0",
@@ -33,7 +37,7 @@ def overrides(job: Job) -> list[str]:
         f"data.path={job.rows}",
         f"batch_size={job.batch_size}",
         "pack_tokens=1536",
-        "epochs=1",
+        f"epochs={job.epochs}",
         f"clip_norm={job.clip_norm}",
         "shuffle=false",
         f"seed={job.seed}",
@@ -51,18 +55,23 @@ def read_steps(run_dir: Path) -> list[dict[str, Any]]:
 
 def check_tokens(job: Job, steps: list[dict[str, Any]]) -> None:
     """Refuse a run that did not train on the same ids; `tokens` counts from the start of training."""
-    expected, seen = sum(job.step_tokens()), steps[-1]["tokens"]
+    expected, seen = job.shared_tokens(), steps[-1]["tokens"]
     if seen != expected:
         raise RuntimeError(f"Luthier trained on {seen} tokens, the rows hold {expected}: ids differ")
 
 
-def run(job: Job) -> Measurement:
-    """Train one epoch; `seconds` of a metrics line counts from the start of training."""
+def trained(job: Job) -> tuple[list[float], list[float]]:
+    """Train; return when every step ended, in seconds since training began, and its loss."""
     torch.set_num_threads(job.threads)
     result = luthier.train(luthier.compose("train", overrides(job)))
     steps = read_steps(Path(result.run_dir))
     check_tokens(job, steps)
-    return measure(job, [step["seconds"] for step in steps], [step["loss"] for step in steps])
+    return [step["seconds"] for step in steps], [step["loss"] for step in steps]
+
+
+def run(job: Job) -> Measurement:
+    """Train one epoch."""
+    return measure(job, *trained(job))
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
+    PreTrainedModel,
     TrainerCallback,
     TrainerControl,
     TrainerState,
@@ -71,30 +72,43 @@ class Stopwatch(TrainerCallback):
             self.losses.append(float(logs["loss"]))
 
 
-def sft_config(job: Job) -> SFTConfig:
-    """Return the options that every contender shares, in TRL's words."""
-    return SFTConfig(
-        output_dir=job.work,
-        per_device_train_batch_size=job.batch_size,
-        num_train_epochs=1,
-        learning_rate=job.learning_rate,
-        lr_scheduler_type="constant",
-        optim="adamw_torch_fused",
-        weight_decay=0.0,
-        max_grad_norm=job.clip_norm,
-        bf16=job.precision == "bf16",
-        gradient_checkpointing=job.contender.endswith("-checkpointing"),
-        train_sampling_strategy="sequential",
-        completion_only_loss=True,
-        packing=False,
-        max_length=None,
-        logging_steps=1,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        use_cpu=True,
-        seed=job.seed,
+def options(job: Job) -> dict[str, Any]:
+    """Return the options that every contender and method shares, in TRL's words."""
+    return {
+        "output_dir": job.work,
+        "per_device_train_batch_size": job.batch_size,
+        "num_train_epochs": job.epochs,
+        "learning_rate": job.learning_rate,
+        "lr_scheduler_type": "constant",
+        "optim": "adamw_torch_fused",
+        "weight_decay": 0.0,
+        "max_grad_norm": job.clip_norm,
+        "bf16": job.precision == "bf16",
+        "gradient_checkpointing": job.contender.endswith("-checkpointing"),
+        "train_sampling_strategy": "sequential",
+        "max_length": None,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "use_cpu": True,
+        "seed": job.seed,
+    }
+
+
+def load(job: Job) -> PreTrainedModel:
+    """Return the model in fp32, or quantised."""
+    return AutoModelForCausalLM.from_pretrained(
+        job.model, dtype=torch.float32, quantization_config=quantisation(job)
     )
+
+
+def begin(job: Job) -> None:
+    """Set threads, seed and the head before anything else is done."""
+    torch.set_num_threads(job.threads)
+    torch.manual_seed(job.seed)
+    if not job.contender.startswith("trl-shipped"):
+        force_compact_head()
 
 
 def lora_config(job: Job) -> LoraConfig:
@@ -133,16 +147,11 @@ def tokenised(job: Job) -> Dataset:
 
 def run(job: Job) -> Measurement:
     """Train one epoch."""
-    torch.set_num_threads(job.threads)
-    torch.manual_seed(job.seed)
-    if not job.contender.startswith("trl-shipped"):
-        force_compact_head()
+    begin(job)
     stopwatch = Stopwatch()
     trainer = SFTTrainer(
-        model=AutoModelForCausalLM.from_pretrained(
-            job.model, dtype=torch.float32, quantization_config=quantisation(job)
-        ),
-        args=sft_config(job),
+        model=load(job),
+        args=SFTConfig(**options(job), completion_only_loss=True, packing=False),
         train_dataset=tokenised(job),
         processing_class=AutoTokenizer.from_pretrained(job.model),
         peft_config=lora_config(job),

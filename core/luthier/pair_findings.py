@@ -16,15 +16,15 @@ BIASED = 0.6
 
 def pair_findings(trees: Sequence[Tree]) -> list[Finding]:
     """Return contradictions among `trees`, pairs all of them, and how often the longer side is preferred."""
-    seen: dict[tuple[int, int], str] = {}
+    seen: dict[int, int] = {}
     against: list[str] = []
     longer = shorter = 0
     tokens = [0, 0]
-    for tree in trees:
+    for place, tree in enumerate(trees):
         chosen, rejected = keys_of(tree)
-        seen.setdefault((chosen, rejected), tree.origin)
-        if other := seen.get((rejected, chosen)):
-            against.append(f"{other} and {tree.origin}")
+        seen.setdefault(hash((chosen, rejected)), place)
+        if (other := seen.get(hash((rejected, chosen)))) is not None:
+            against.append(f"{trees[other].origin} and {tree.origin}")
         lengths = [len(branch.scored_places) for branch in tree.branches]
         longer, shorter = longer + (lengths[0] > lengths[1]), shorter + (lengths[0] < lengths[1])
         tokens = [total + length for total, length in zip(tokens, lengths, strict=True)]

@@ -10,7 +10,7 @@ import contextlib
 import itertools
 import logging
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -105,23 +105,19 @@ class _Pass:
         folder = Path(self.config.reference.memory or self.run_dir)
         model = references.fingerprint(policy.model, loaded.dtype, loaded.autocast_dtype)
         known = self._known(folder, model)
-        left = known.missing(itertools.chain.from_iterable(trees))
-        total = sum(len(tree.branches) for tree in left)
-        if not left:
+        total = sum(len(tree.branches) for tree in known.missing(itertools.chain.from_iterable(trees)))
+        if not total:
             return known
         policy.model.eval()
-        hook, found, saved = hooks(self.processes), dict[int, float](), time.monotonic()
-        for start in range(0, len(left), WINDOW):
-            for part in self.processes.gather(self._window(policy, left[start : start + WINDOW])):
-                found.update(part)
-            hook.while_measuring(what="reference", done=min(len(found), total), total=total)
-            if self.processes.main and time.monotonic() - saved > SAVE_EVERY:
-                references.save(known.plus(found), folder, model)
+        left = known.missing(itertools.chain.from_iterable(trees))
+        hook, done, saved = hooks(self.processes), 0, time.monotonic()
+        while window := list(itertools.islice(left, WINDOW)):
+            known = known.plus(self._measured(policy, window))
+            done += sum(len(tree.branches) for tree in window)
+            hook.while_measuring(what="reference", done=done, total=total)
+            if self.processes.main and (done == total or time.monotonic() - saved > SAVE_EVERY):
+                references.save(known, folder, model)
                 saved = time.monotonic()
-        known = known.plus(found)
-        if self.processes.main:
-            references.save(known, folder, model)
-        hook.while_measuring(what="reference", done=total, total=total)
         return known
 
     def _known(self, folder: Path, model: str) -> References:
@@ -136,19 +132,20 @@ class _Pass:
         log.warning("%s remembers another reference: this one is measured anew", folder)
         return stored
 
-    def _window(self, policy: Policy, trees: Sequence[Tree]) -> dict[int, float]:
+    def _measured(self, policy: Policy, trees: Sequence[Tree]) -> dict[int, float]:
+        """Return what all processes measured of `trees`; a fault of one is raised in each."""
         values: dict[int, float] = {}
-        for pack in self._packs(trees):
+        faults = []
+        for indices in self.processes.share(cut(trees, self.config.pack_tokens)):
+            pack = [trees[i] for i in indices]
             sums = policy.logprobs(Pack.of(pack, policy.device)).sums()
             keys = [key for tree in pack for key in keys_of(tree)]
             values.update(zip(keys, sums.tolist(), strict=True))
-            if not bool(torch.isfinite(sums).all()):
-                raise DataError(_not_finite(pack, sums))
-        return values
-
-    def _packs(self, trees: Sequence[Tree]) -> Iterator[list[Tree]]:
-        for indices in self.processes.share(cut(trees, self.config.pack_tokens)):
-            yield [trees[i] for i in indices]
+            faults += [] if bool(torch.isfinite(sums).all()) else [_not_finite(pack, sums)]
+        parts = self.processes.gather((values, faults))
+        if told := [fault for _, found in parts for fault in found]:
+            raise DataError(told[0])
+        return {key: value for found, _ in parts for key, value in found.items()}
 
 
 def _not_finite(pack: Iterable[Tree], sums: torch.Tensor) -> str:

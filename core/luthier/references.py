@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -54,20 +54,21 @@ class References:
             raise LuthierError(f"{tree.origin}: the reference was not measured for this completion")
         return self.values[places].to(pack.input_ids.device)
 
-    def missing(self, trees: Iterable[Tree]) -> list[Tree]:
-        """Return `trees` with the branches alone that were never measured, those with none left out."""
-        found = []
+    def missing(self, trees: Iterable[Tree]) -> Iterator[Tree]:
+        """Yield `trees` with the branches alone that were never measured, those with none left out."""
         for tree in trees:
             places = self._places(torch.tensor(keys_of(tree), dtype=torch.int64)).tolist()
             lacking = [branch for branch, place in zip(tree.branches, places, strict=True) if place < 0]
             if lacking:
-                found.append(replace(tree, branches=tuple(lacking)))
-        return found
+                yield replace(tree, branches=tuple(lacking))
 
     def plus(self, values: Mapping[int, float]) -> References:
         """Return these and others; what was known stays as it was."""
-        known = dict(zip(self.keys.tolist(), self.values.tolist(), strict=True))
-        return References.of({**values, **known})
+        more = References.of(values)
+        new = self._places(more.keys) < 0
+        keys = torch.cat([self.keys, more.keys[new]])
+        order = keys.argsort()
+        return References(keys[order], torch.cat([self.values, more.values[new]])[order])
 
     def _places(self, keys: Tensor) -> Tensor:
         """Return where each of `keys` stands, -1 where it does not."""

@@ -43,7 +43,7 @@ def test_what_was_never_measured_is_named_and_listed():
         known.sums(Pack.of([TREE]))
     (left,) = known.missing([TREE])
     assert left.branches == TREE.branches[1:]
-    assert References.of({}).missing([TREE]) == [TREE]
+    assert list(References.of({}).missing([TREE])) == [TREE]
     assert known.plus({keys_of(TREE)[1]: -3.0, keys_of(TREE)[0]: -9.0}).sums(Pack.of([TREE])).tolist() == [
         -1,
         -3,
