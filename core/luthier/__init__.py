@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from luthier.folding import FoldReport, fold
     from luthier.hookspecs import Register, hookimpl
     from luthier.in_backward import ProjectedAdamInBackward
-    from luthier.labelled import labelled_sides, labelled_tree, with_mismatched
+    from luthier.labelled import check_labels, label_findings, labelled_sides, labelled_tree, with_mismatched
     from luthier.linear_adapter import (
         AdaptedLinear,
         LinearAdapter,
@@ -82,7 +82,7 @@ _HOMES = {
     "folding": "FoldReport fold",
     "hookspecs": "Register hookimpl",
     "in_backward": "ProjectedAdamInBackward",
-    "labelled": "labelled_sides labelled_tree with_mismatched",
+    "labelled": "check_labels label_findings labelled_sides labelled_tree with_mismatched",
     "linear_adapter": "AdaptedLinear LinearAdapter copy_state linear_shape refuse_adapted weight_of",
     "low_rank": "low_rank_linear principal_part",
     "low_rank_adapter": "LowRankAdapter",
@@ -122,13 +122,13 @@ __all__ = [
     "Merger", "ModelError", "Objective", "Optimiser", "Pack", "PairedObjective", "PlanResult", "Plugin",
     "PluginError", "Policy", "PreviewResult", "ProjectedAdam", "ProjectedAdamInBackward", "Quantiser",
     "Register", "RewardModel", "Row", "RowFilter", "Sample", "SampleResult", "Screen", "Side", "StepReport",
-    "Supervise", "Tracker", "TrainResult", "Tree", "UnusableRowError", "build_method", "check_positive",
-    "check_share", "compose", "copy_state", "evaluate", "file_sources", "fold", "grouped_metrics",
-    "hookimpl", "is_target", "labelled_sides", "labelled_tree", "linear_shape", "load_adapter", "log1mexp",
-    "low_rank_linear", "module_of", "option", "pair_tree", "parse_json", "plain_metrics", "plan", "plugins",
-    "preview", "principal_part", "refuse_adapted", "row_norms", "sample", "save_model", "select_matrices",
-    "squared_row_norms", "text_lines", "train", "unknown", "weight_normed_linear", "weight_of",
-    "with_mismatched", "without_nulls", "without_secrets",
+    "Supervise", "Tracker", "TrainResult", "Tree", "UnusableRowError", "build_method", "check_labels",
+    "check_positive", "check_share", "compose", "copy_state", "evaluate", "file_sources", "fold",
+    "grouped_metrics", "hookimpl", "is_target", "label_findings", "labelled_sides", "labelled_tree",
+    "linear_shape", "load_adapter", "log1mexp", "low_rank_linear", "module_of", "option", "pair_tree",
+    "parse_json", "plain_metrics", "plan", "plugins", "preview", "principal_part", "refuse_adapted",
+    "row_norms", "sample", "save_model", "select_matrices", "squared_row_norms", "text_lines", "train",
+    "unknown", "weight_normed_linear", "weight_of", "with_mismatched", "without_nulls", "without_secrets",
 ]  # fmt: skip
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -44,6 +45,14 @@ class Wrapped(Objective):
         """See `inner`."""
         return self.inner.fault(tree)
 
+    def imitable(self, tree: Tree) -> bool:
+        """See `inner`."""
+        return self.inner.imitable(tree)
+
+    def check(self, trees: Sequence[Tree]) -> None:
+        """See `inner`."""
+        self.inner.check(trees)
+
     def complete(self, trees: Sequence[Tree], generator: torch.Generator) -> Iterable[Tree]:
         """See `inner`."""
         return self.inner.complete(trees, generator)
@@ -61,7 +70,8 @@ class Wrapped(Objective):
 class Combined(Wrapped):
     """``L = L_inner + Σ wᵢ·Lᵢ``, each a mean over the whole step by its own weight.
 
-    The others see the first branch of every tree: the chosen completion of a pair.
+    The others see the first branch of every tree that is imitable: the chosen completion of a pair, a
+    desirable one.
 
     Attributes:
         others: Name → factor and objective.
@@ -81,19 +91,28 @@ class Combined(Wrapped):
 
     def loss(self, policy: Policy, pack: Pack) -> Loss:
         """Return the sum of all parts, each scaled to the weight of `inner`."""
-        once = _Once(policy, pack)
+        once = _Once(policy, pack, self._taught(pack))
         loss = self.inner.loss(once, pack)
         total, metrics = loss.total, dict(loss.metrics)
-        shares = pack.pooled or {name: value / weight for name, (value, weight) in self._shares(pack).items()}
+        shares = pack.pooled or {name: _quotient(*share) for name, share in self._shares(pack).items()}
         for name, (factor, objective) in self.others.items():
+            if once.first is None:
+                metrics[name] = loss.total.new_zeros(()), 0.0
+                continue
             part = objective.loss(once, once.first)
             total = total + factor * shares[_share(name)] * part.total
             metrics[name] = part.total.detach(), part.weight
         return Loss(total, loss.weight, metrics)
 
+    def _taught(self, pack: Pack) -> list[int]:
+        return [place for place, tree in enumerate(pack.trees) if self.inner.imitable(tree)]
+
     def _shares(self, pack: Pack) -> dict[str, tuple[float, float]]:
         inner = sum(map(self.inner.weigh, pack.trees))
-        firsts = pack.only(0).trees
+        firsts = [
+            replace(pack.trees[place], branches=pack.trees[place].branches[:1])
+            for place in self._taught(pack)
+        ]
         return {
             _share(name): (inner, sum(map(objective.weigh, firsts)))
             for name, (_, objective) in self.others.items()
@@ -116,7 +135,7 @@ def combined(objective: Objective, others: Mapping[str, Any]) -> Objective:
     for name, given in others.items():
         options = dict(given) if isinstance(given, Mapping) else {"weight": given}
         weight = options.pop("weight", None)
-        if isinstance(weight, bool) or not isinstance(weight, int | float) or not weight > 0:
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < math.inf:
             raise ConfigError(f"also.{name}: expected a weight above 0, e.g. also.{name}=0.2, got {weight!r}")
         part: Objective = configs.build_method("objective", {"name": str(name), **options})
         if part.needs_reference or part.pools or len(part.branch_names) > 1:
@@ -128,25 +147,31 @@ def combined(objective: Objective, others: Mapping[str, Any]) -> Objective:
 
 
 class _Once(Policy):
-    """A policy whose pack runs once, however many objectives ask for it or for its first branches."""
+    """A policy that runs a pack once, however many objectives ask for it or for some first branches of it.
 
-    def __init__(self, policy: Policy, pack: Pack) -> None:
-        self._policy, self._pack, self.first = policy, pack, pack.only(0)
-        self._known: Logprobs | None = None
+    Attributes:
+        first: The first branches of the trees at `places` alone; None without any.
+    """
+
+    def __init__(self, policy: Policy, pack: Pack, places: Sequence[int]) -> None:
+        self._policy, self._pack, self._places = policy, pack, places
+        self._known: list[tuple[Pack, Logprobs]] = []
+        firsts = pack.only(0).trees
+        device = pack.input_ids.device
+        self.first = Pack.of([firsts[place] for place in places], device) if places else None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._policy, name)
 
     def logprobs(self, pack: Pack) -> Logprobs:
-        """Return what the policy gave for the pack, or that of the first branches."""
-        if pack is not self._pack and pack is not self.first:
-            return self._policy.logprobs(pack)
-        if self._known is None:
-            self._known = self._policy.logprobs(self._pack)
-        if pack is self._pack:
-            return self._known
-        places = [self._pack.tree_of.index(tree) for tree in range(len(pack.trees))]
-        return self._known.children(places)
+        """Return what the policy gives, or gave, for the pack."""
+        for known, found in self._known:
+            if known is pack:
+                return found
+            if pack is self.first and (known is self._pack or known is self._pack.only(0)):
+                return found.children([known.tree_of.index(place) for place in self._places])
+        self._known.append((pack, self._policy.logprobs(pack)))
+        return self._known[-1][1]
 
     def reference(self, pack: Pack) -> torch.Tensor:
         """See `Policy.reference`."""
@@ -155,6 +180,10 @@ class _Once(Policy):
     def hidden(self, pack: Pack, positions: torch.Tensor) -> torch.Tensor:
         """See `Policy.hidden`."""
         return self._policy.hidden(pack, positions)
+
+
+def _quotient(value: float, weight: float) -> float:
+    return value / weight if weight else 0.0
 
 
 def _share(name: str) -> str:

@@ -81,12 +81,16 @@ class Encoded:
         keys = array("q", (self.keys[i] for i in kept))
         return replace(self, trees=self.trees.select(kept), rows=rows, keys=keys, dropped=dropped)
 
-    def completed(self, objective: Objective, seed: int, unusable: str = "drop") -> Encoded:
+    def completed(
+        self, objective: Objective, seed: int, unusable: str = "drop", training: bool = False
+    ) -> Encoded:
         """Return them with what `objective` gives trees of each other, and what it finds in them.
 
         Raises:
             DataError: The data as a whole cannot be learned from; or it has a fault and they are refused.
         """
+        if training:
+            objective.check(self.trees)
         findings = objective.findings(self.trees)
         if faults := [one.text for one in findings if one.refusable and unusable == "refuse"]:
             raise DataError(f"{faults[0]}; mend the data, or choose unusable=drop")
@@ -243,6 +247,12 @@ class Sampler:
     def steps_per_epoch(self) -> int:
         """Optimiser steps in one pass over the data."""
         return -(-self.size // self.batch_size)
+
+    def visited(self, steps: int) -> Sequence[int]:
+        """Return the indices that the first `steps` steps see, ascending."""
+        if steps >= self.steps_per_epoch:
+            return range(self.size)
+        return sorted({index for step in range(steps) for index in self.batch(step)})
 
     def batch(self, step: int) -> Sequence[int]:
         """Return the indices of the step that follows `step` ones."""

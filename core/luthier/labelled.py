@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -9,9 +10,12 @@ import torch
 
 from luthier.codec import Codec
 from luthier.data_source import Row
-from luthier.errors import DataError
+from luthier.errors import DataError, UnusableRowError
+from luthier.objective import Finding
+from luthier.pair_findings import EQUAL, contradictions
 from luthier.pair_rows import pair_tree
 from luthier.permutation import derangement
+from luthier.references import keys_of
 from luthier.tree import Branch, Tree
 
 LABEL = "label"
@@ -44,13 +48,41 @@ def labelled_sides(row: Row, codec: Codec) -> list[Tree]:
     """Return two trees of a pair: the chosen completion, desirable, and the rejected one.
 
     Raises:
+        UnusableRowError: They are equal.
         DataError: As `luthier.pair_tree`.
     """
     pair = pair_tree(row, codec)
+    if pair.branches[0] == pair.branches[1]:
+        raise UnusableRowError(row.origin, EQUAL)
     return [
         _with_label(replace(pair, branches=(branch,)), good)
         for branch, good in zip(pair.branches, (True, False), strict=True)
     ]
+
+
+def check_labels(trees: Sequence[Tree]) -> None:
+    """Refuse rows of one label alone.
+
+    Raises:
+        DataError: All rows have the same; the first are named.
+    """
+    labels = {tree.values[LABEL] for tree in trees}
+    if len(labels) < 2:
+        rows = ", ".join(trees[place].origin for place in range(min(3, len(trees))))
+        raise DataError(
+            f"every row has label {bool(min(labels))} ({rows} …): both kinds are needed to learn from"
+        )
+
+
+def label_findings(trees: Sequence[Tree]) -> list[Finding]:
+    """Return the completions that are called good in one row and bad in another."""
+    seen: dict[int, tuple[float, int]] = {}
+    against = []
+    for place, tree in enumerate(trees):
+        label, other = seen.setdefault(keys_of(tree)[0], (tree.values[LABEL], place))
+        if label != tree.values[LABEL]:
+            against.append(f"{trees[other].origin} and {tree.origin}")
+    return [contradictions(against)] if against else []
 
 
 def with_mismatched(trees: Sequence[Tree], generator: torch.Generator) -> Iterator[Tree]:
@@ -59,14 +91,8 @@ def with_mismatched(trees: Sequence[Tree], generator: torch.Generator) -> Iterat
     It is cut where it would make the longest path of all longer.
 
     Raises:
-        DataError: All rows have one label, or one prompt.
+        DataError: All rows have one prompt.
     """
-    labels = {tree.values[LABEL] for tree in trees}
-    if len(labels) < 2:
-        rows = ", ".join(tree.origin for tree in trees[:3])
-        raise DataError(
-            f"all {len(trees):,} rows have label {bool(min(labels))} ({rows} …): both kinds are needed"
-        )
     others = derangement([hash(tree.prompt) for tree in trees], generator)
     longest = max(tree.tokens for tree in trees)
     for tree, other in zip(trees, others, strict=True):
@@ -86,7 +112,7 @@ def _label(row: Row) -> bool:
 
 def _rating(row: Row) -> float:
     rating = row.fields.get("rating")
-    if isinstance(rating, bool) or not isinstance(rating, int | float):
+    if isinstance(rating, bool) or not isinstance(rating, int | float) or not math.isfinite(rating):
         raise DataError(f"{row.origin}: rating must be a number (objective.threshold is set), got {rating!r}")
     return rating
 

@@ -12,13 +12,13 @@ from luthier.codec import Codec
 from luthier.data import Encoded
 from luthier.data_source import DataSource
 from luthier.evaluation import Evaluator
-from luthier.fused import fuse
 from luthier.header import model_line
 from luthier.model import LoadedModel, load_model
+from luthier.model_policy import policy_of
 from luthier.objective import Objective
 from luthier.parallel import Processes
 from luthier.policy import Policy
-from luthier.reference_pass import measured_in_evaluation
+from luthier.reference_pass import check_reference, measured_in_evaluation
 from luthier.report import EvaluationReport, as_json, versions, write_json
 from luthier.run_data import source_rows
 from luthier.run_folder import hooks, run_folder
@@ -37,6 +37,8 @@ def evaluate(config: DictConfig) -> EvaluationReport:
         quantiser = configs.build("quantiser", config.quantiser) if config.quantiser else None
         loaded = load_model(config.model, train_base=False, quantiser=quantiser)
         objective: Objective = configs.build("objective", config.objective)
+        if objective.needs_reference:
+            check_reference(config)
         source, rows = source_rows(config, "data", loaded, objective)
         held_out = source, rows.completed(objective, config.seed, config.unusable)
         policy = policy_of(loaded, config.model.fused)
@@ -51,15 +53,6 @@ def evaluate(config: DictConfig) -> EvaluationReport:
         if processes.main:
             write_json(run_dir / "summary.json", {**as_json(report), "versions": versions()})
         return report
-
-
-def policy_of(loaded: LoadedModel, fused: bool) -> Policy:
-    """Return the checked policy of a loaded model, its frozen parts `fused` or as transformers runs them."""
-    if fused:
-        fuse(loaded.model)
-    policy = Policy(loaded.model, autocast_dtype=loaded.autocast_dtype)
-    policy.check()
-    return policy
 
 
 def evaluator_of(

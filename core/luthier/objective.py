@@ -83,11 +83,22 @@ class Objective(Method):
         """Return why nothing can be learned from `tree`, as it was cut to fit; None: something can."""
         return None if tree.scored_tokens else "without a supervised token"
 
+    def imitable(self, tree: Tree) -> bool:
+        """Whether the first branch of `tree` is one that an objective beside this one may teach."""
+        return True
+
+    def check(self, trees: Sequence[Tree]) -> None:
+        """Refuse data to train on that nothing can be learned from as a whole.
+
+        Raises:
+            DataError: With the rows it is about.
+        """
+
     def complete(self, trees: Sequence[Tree], generator: torch.Generator) -> Iterable[Tree]:
         """Return `trees` with what they need of each other, one for each and in order.
 
         Raises:
-            DataError: The data as a whole cannot be learned from.
+            DataError: There is nothing to complete them with.
         """
         return trees
 

@@ -8,6 +8,8 @@ from luthier.objective import Finding
 from luthier.references import keys_of
 from luthier.tree import Tree
 
+EQUAL = "with chosen equal to rejected"
+"""Why a pair says nothing."""
 NAMED = 3
 """Rows that a finding names."""
 BIASED = 0.6
@@ -30,15 +32,18 @@ def pair_findings(trees: Sequence[Tree]) -> list[Finding]:
         tokens = [total + length for total, length in zip(tokens, lengths, strict=True)]
     found = []
     if against:
-        more = f" and {len(against) - NAMED:,} more" if len(against) > NAMED else ""
-        found.append(
-            Finding(f"{len(against):,} pairs contradict another: {', '.join(against[:NAMED])}{more}", True)
-        )
+        found.append(contradictions(against))
     if trees:
         share = (longer + (len(trees) - longer - shorter) / 2) / len(trees)
         means = [total / len(trees) for total in tokens]
         found.append(Finding(_length(share, means)))
     return found
+
+
+def contradictions(against: Sequence[str]) -> Finding:
+    """Return the finding that the rows named in pairs by `against` contradict each other."""
+    more = f" and {len(against) - NAMED:,} more" if len(against) > NAMED else ""
+    return Finding(f"{len(against):,} contradictions between rows: {', '.join(against[:NAMED])}{more}", True)
 
 
 def _length(share: float, means: Sequence[float]) -> str:

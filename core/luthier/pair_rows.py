@@ -20,12 +20,12 @@ def pair_tree(row: Row, codec: Codec) -> Tree:
 
     Raises:
         UnusableRowError: A side is empty.
-        DataError: A column is missing, or the sides do not share a prompt; the message names the row.
+        DataError: A column is missing or of another type, or the sides do not share a prompt; the message
+            names the row.
     """
     prompt, sides = split_pair(row)
     for name, side in zip(SIDES, sides, strict=True):
-        if not side or (not side.strip() if isinstance(side, str) else all(map(is_empty, side))):
-            raise UnusableRowError(row.origin, f"with an empty side: '{name}'")
+        _refuse_empty(name, side, row.origin)
     tools = row.fields.get("tools")
     chosen, rejected = (codec.pair(prompt, side, row.origin, tools=tools) for side in sides)
     if chosen.prompt != rejected.prompt:
@@ -40,38 +40,75 @@ def split_pair(row: Row) -> tuple[Prompt, tuple[Prompt, Prompt]]:
     """Return the prompt and the two completions of a row, each text or messages.
 
     Raises:
+        UnusableRowError: A side is empty where the prompt is to be found in both.
         DataError: As `pair_tree`.
     """
-    missing = [name for name in SIDES if row.fields.get(name) is None]
-    if missing:
+    prompt, one, other = (_typed(row, name) for name in ("prompt", *SIDES))
+    if one is None or other is None:
         has = ", ".join(name for name, value in row.fields.items() if value is not None) or "nothing"
         raise DataError(
             f"{row.origin}: has {has}; a pair needs 'chosen' and 'rejected'; rename with data.columns, "
-            f"e.g. data.columns.{missing[0]}=NAME"
+            f"e.g. data.columns.{'rejected' if other is None else 'chosen'}=NAME"
         )
-    prompt, sides = row.fields.get("prompt"), tuple(row.fields[name] for name in SIDES)
-    kinds = {isinstance(side, str) for side in sides}
-    if len(kinds) == 2:
+    if isinstance(one, str) != isinstance(other, str):
         raise DataError(f"{row.origin}: chosen and rejected must both be text or both be messages")
-    written = kinds == {True}
-    if isinstance(prompt, str) and written:
-        return prompt, (sides[0], sides[1])
-    if isinstance(prompt, Sequence) and not isinstance(prompt, str):
-        return prompt, (_after(prompt, sides[0]), _after(prompt, sides[1]))
-    # A text beside conversations repeats what they begin with.
-    return _shared_text(sides, row.origin) if written else _shared_turns(sides, row.origin)
+    if isinstance(prompt, str):
+        return _after_text(prompt, one, other, row.origin)
+    if prompt is not None:
+        return prompt, (_after_turns(prompt, one), _after_turns(prompt, other))
+    for name, side in zip(SIDES, (one, other), strict=True):
+        _refuse_empty(name, side, row.origin)
+    return (
+        _shared_text(one, other, row.origin)
+        if isinstance(one, str)
+        else _shared_turns(one, other, row.origin)
+    )
 
 
-def _after(prompt: Sequence[Message], side: Any) -> Prompt:
+def _typed(row: Row, name: str) -> Any:
+    """Return a column: a text, a list of messages without what is null in them, or None."""
+    value = row.fields.get(name)
+    if value is None or isinstance(value, str):
+        return value
+    if not isinstance(value, list | tuple) or not all(isinstance(one, Mapping) for one in value):
+        raise DataError(
+            f"{row.origin}: {name} must be a text or a list of messages, got {type(value).__name__}"
+        )
+    return [{key: part for key, part in one.items() if part is not None} for one in value]
+
+
+def _refuse_empty(name: str, side: Any, origin: str) -> None:
+    if not side or (not side.strip() if isinstance(side, str) else all(map(is_empty, side))):
+        raise UnusableRowError(origin, f"with an empty side: '{name}'")
+
+
+def _after_text(prompt: str, one: Any, other: Any, origin: str) -> tuple[Prompt, tuple[Prompt, Prompt]]:
+    """Return prompt and sides of a row whose prompt is a text."""
+    if isinstance(one, str):
+        repeated = bool(prompt) and one.startswith(prompt) and other.startswith(prompt)
+        return prompt, ((one[len(prompt) :], other[len(prompt) :]) if repeated else (one, other))
+    if all(side and side[0].get("role") == "assistant" for side in (one, other)):
+        return [{"role": "user", "content": prompt}], (one, other)
+    turns, sides = _shared_turns(one, other, origin)
+    asked = [str(turn.get("content")).strip() for turn in turns if not isinstance(turn, str)]
+    if prompt.strip() not in asked:
+        raise DataError(
+            f"{origin}: the prompt is none of the turns that chosen and rejected share; leave it out, or "
+            "give completions alone"
+        )
+    return turns, sides
+
+
+def _after_turns(prompt: Sequence[Message], side: Any) -> Prompt:
     """Return what a side adds to the prompt: some data repeats the prompt in both sides."""
     if isinstance(side, str):
-        return [{"role": "assistant", "content": side}]
+        return [{"role": "assistant", "content": side}] if side.strip() else ""
     start = list(prompt)
     return list(side[len(start) :]) if list(side[: len(start)]) == start else list(side)
 
 
-def _shared_turns(sides: tuple[Any, ...], origin: str) -> tuple[Prompt, tuple[Prompt, Prompt]]:
-    count = 0
+def _shared_turns(first: Any, second: Any, origin: str) -> tuple[Prompt, tuple[Prompt, Prompt]]:
+    count, sides = 0, (first, second)
     for one, other in zip(*sides, strict=False):
         if one != other:
             break
@@ -88,8 +125,8 @@ def _shared_turns(sides: tuple[Any, ...], origin: str) -> tuple[Prompt, tuple[Pr
     return sides[0][:count], (sides[0][count:], sides[1][count:])
 
 
-def _shared_text(sides: tuple[Any, ...], origin: str) -> tuple[Prompt, tuple[Prompt, Prompt]]:
-    one, other = sides
+def _shared_text(one: str, other: str, origin: str) -> tuple[Prompt, tuple[Prompt, Prompt]]:
+    sides = one, other
     count = next(
         (i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(map(len, sides))
     )

@@ -19,9 +19,9 @@ from luthier.codec import Codec
 from luthier.data_source import Row
 from luthier.errors import ConfigError
 from luthier.objective import Finding, Loss, Objective
-from luthier.pair_findings import pair_findings
+from luthier.pair_findings import EQUAL, pair_findings
 from luthier.pair_rows import pair_tree
-from luthier.policy import Policy
+from luthier.policy import Logprobs, Policy
 from luthier.tree import Pack, Tree
 
 
@@ -83,7 +83,7 @@ class PairedObjective(Objective):
         chosen, rejected = tree.branches
         if not (chosen.scored_places and rejected.scored_places):
             return "with an empty side"
-        return "with chosen equal to rejected" if chosen == rejected else None
+        return EQUAL if chosen == rejected else None
 
     def findings(self, trees: Sequence[Tree]) -> Sequence[Finding]:
         """Return contradictions and how much of the preference is length."""
@@ -91,12 +91,14 @@ class PairedObjective(Objective):
 
     def loss(self, policy: Policy, pack: Pack) -> Loss:
         """Return the sum of the pairs' losses; its weight is their number."""
-        chosen, rejected = self._sides(policy, pack)
-        losses = self.pair_loss(chosen, rejected)
-        return Loss(losses.sum(), weight=len(losses), metrics=self._metrics(chosen, rejected))
-
-    def _sides(self, policy: Policy, pack: Pack) -> tuple[Side, Side]:
         logprobs = policy.logprobs(pack)
+        chosen, rejected = self._sides(policy, pack, logprobs)
+        losses = self.pair_loss(chosen, rejected)
+        # Counted on the host: nothing here asks the device for a number.
+        nll = -chosen.sums.detach().sum(), float(sum(logprobs.lengths[0::2]))
+        return Loss(losses.sum(), len(losses), {"nll": nll, **self._metrics(chosen, rejected)})
+
+    def _sides(self, policy: Policy, pack: Pack, logprobs: Logprobs) -> tuple[Side, Side]:
         sums = logprobs.sums()
         lengths = torch.tensor(logprobs.lengths, dtype=sums.dtype, device=sums.device)
         reference = policy.reference(pack) if self.needs_reference else torch.zeros_like(sums)
@@ -121,8 +123,7 @@ class PairedObjective(Objective):
             "length/rejected": rejected.lengths,
             "length/preferred": torch.where(margins == 0, (chosen.lengths + rejected.lengths) / 2, longer),
         }
-        nll = -chosen.sums.sum(), float(chosen.lengths.sum())
-        return {"nll": nll, **{name: (value.sum(), pairs) for name, value in values.items()}}
+        return {name: (value.sum(), pairs) for name, value in values.items()}
 
 
 def log1mexp(x: Tensor) -> Tensor:

@@ -14,8 +14,8 @@ def derangement(groups: Sequence[Hashable], generator: torch.Generator) -> list[
     """Return for each place another one of another group, every place being used once.
 
     Groups are laid end to end in a random order, and everybody looks as far ahead as the largest group is
-    long, around the end. Where that group is more than half of all, no such permutation exists: what would
-    meet its own group then takes the nearest place of another, which so is used more than once.
+    long, around the end. Where that group is more than half of all, no such permutation exists: its members
+    take those of the others in turn, which so are used more than once.
 
     Args:
         groups: The group of each place, e.g. the prompt of each completion.
@@ -29,9 +29,16 @@ def derangement(groups: Sequence[Hashable], generator: torch.Generator) -> list[
         members[groups[place]].append(place)
     if len(members) < 2:
         raise DataError(f"all {len(groups):,} rows have one prompt: there is no completion of another one")
+    largest = max(members.values(), key=len)
     ring = [place for group in members.values() for place in group]
-    step, found = max(map(len, members.values())), [0] * len(groups)
-    for spot, place in enumerate(ring):
-        ahead = (ring[(spot + step + more) % len(ring)] for more in range(len(ring)))
-        found[place] = next(other for other in ahead if groups[other] != groups[place])
+    found = [0] * len(groups)
+    if 2 * len(largest) <= len(groups):
+        for spot, place in enumerate(ring):
+            found[place] = ring[(spot + len(largest)) % len(ring)]
+        return found
+    others = [place for group in members.values() if group is not largest for place in group]
+    for spot, place in enumerate(largest):
+        found[place] = others[spot % len(others)]
+    for place, other in zip(others, largest, strict=False):
+        found[place] = other
     return found

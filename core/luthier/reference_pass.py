@@ -8,20 +8,25 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import logging
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError  # type: ignore[import-untyped]
 
 from luthier import references
-from luthier.errors import DataError, ModelError
-from luthier.fused import fuse
+from luthier.errors import ConfigError, DataError, LuthierError, ModelError
 from luthier.linear_adapter import adapted_layers, adapter_off
-from luthier.model import LoadedModel, load_model
+from luthier.model import LoadedModel, ModelConfig, load_model
+from luthier.model_policy import policy_of
+from luthier.model_source import find_source
 from luthier.parallel import Processes
 from luthier.policy import Policy
 from luthier.references import References, keys_of
@@ -57,11 +62,16 @@ def measured_in_evaluation(
     config: DictConfig, run_dir: Path, loaded: LoadedModel, policy: Policy, trees: Sequence[Sequence[Tree]],
     processes: Processes,
 ) -> References:  # fmt: skip
-    """Return the references of `trees` where nothing trains: ``reference.model``, or the adapter's base.
+    """Return the references of `trees` where nothing trains.
+
+    It is ``reference.model``; or what the run that trained the adapter compared with; or the adapter's base.
 
     Raises:
         ModelError: There is neither.
     """
+    if not config.reference.model and (start := _start_of_run(loaded)):
+        config.reference.model = start
+        log.info("compared with %s, as in the run that trained the adapter", start)
     if config.reference.model:
         return _of_another(config, run_dir, loaded, trees, processes)
     if not adapted_layers(loaded.model):
@@ -77,19 +87,65 @@ def _of_another(
     config: DictConfig, run_dir: Path, loaded: LoadedModel, trees: Sequence[Sequence[Tree]],
     processes: Processes,
 ) -> References:  # fmt: skip
-    given = {"path": config.reference.model, "gguf_package": None, "adapter": None}
-    other = load_model(OmegaConf.merge(config.model, given), train_base=False)  # type: ignore[arg-type]
+    other = load_model(_named(config), train_base=False)
     if other.tokenizer.get_vocab() != loaded.tokenizer.get_vocab():
         sizes = (len(one.tokenizer.get_vocab()) for one in (other, loaded))
         raise ModelError(
             "reference.model={}: its vocabulary ({:,} tokens) is not the model's ({:,}); a reference must "
             "read the same token ids".format(config.reference.model, *sizes)
         )
-    if config.model.fused:
-        fuse(other.model)
-    policy = Policy(other.model, autocast_dtype=other.autocast_dtype)
-    policy.check()
-    return _Pass(config, run_dir, processes).run(policy, other, trees)
+    return _Pass(config, run_dir, processes).run(policy_of(other, config.model.fused), other, trees)
+
+
+def check_reference(config: DictConfig) -> None:
+    """Check what can be checked of a reference before any row is read.
+
+    Raises:
+        ConfigError: `reference.memory` is no folder.
+        ModelError: `reference.model` is not there.
+    """
+    memory = config.reference.memory
+    if memory and Path(memory).expanduser().is_file():
+        raise ConfigError(f"reference.memory={memory} is a file; expected a folder, which may be new")
+    if config.reference.model:
+        try:
+            find_source(_named(config))
+        except LuthierError as error:
+            raise ModelError(str(error).replace("model.path", "reference.model")) from error
+
+
+def _named(config: DictConfig) -> Any:
+    """Return the options of the model with the reference in its place."""
+    given = {"path": config.reference.model, "gguf_package": None, "adapter": None}
+    return OmegaConf.merge(config.model, given)
+
+
+def _start_of_run(loaded: LoadedModel) -> str | None:
+    """Return what the run that trained the adapter compared with, if it was not the adapter's bare base."""
+    if loaded.adapter is None:
+        return None
+    try:
+        run = OmegaConf.load(loaded.adapter.parent / "config.yaml")
+        other = OmegaConf.select(run, "reference.model") or OmegaConf.select(run, "model.adapter")
+        path = OmegaConf.select(run, "model.path")
+        if other or not path:
+            return other or None
+        carries = find_source(ModelConfig(path=path)).adapter is not None
+    except (OSError, YAMLError, OmegaConfBaseException, LuthierError):
+        return None
+    return str(path) if carries else None
+
+
+def _computed(loaded: LoadedModel) -> tuple[object, ...]:
+    """Return what a model computes by beside its weights: config, dtypes, and the options of its adapter."""
+    told = {
+        key: value
+        for key, value in loaded.model.config.to_dict().items()
+        if not key.startswith("_") and key not in ("transformers_version", "architectures", "dtype")
+    }
+    on = any(layer.enabled for layer in adapted_layers(loaded.model).values())
+    options = repr(loaded.attached) if on and loaded.attached else ""
+    return loaded.dtype, loaded.autocast_dtype, json.dumps(told, sort_keys=True, default=str), options
 
 
 @dataclass(frozen=True)
@@ -103,22 +159,28 @@ class _Pass:
     @torch.no_grad()
     def run(self, policy: Policy, loaded: LoadedModel, trees: Sequence[Sequence[Tree]]) -> References:
         folder = Path(self.config.reference.memory or self.run_dir)
-        model = references.fingerprint(policy.model, loaded.dtype, loaded.autocast_dtype)
-        known = self._known(folder, model)
-        total = sum(len(tree.branches) for tree in known.missing(itertools.chain.from_iterable(trees)))
-        if not total:
-            return known
-        policy.model.eval()
+        model = references.fingerprint(policy.model, *_computed(loaded))
+        known = self.processes.same(self._known(folder, model) if self.processes.main else None)
+        assert known is not None
         left = known.missing(itertools.chain.from_iterable(trees))
-        hook, done, saved = hooks(self.processes), 0, time.monotonic()
-        while window := list(itertools.islice(left, WINDOW)):
-            known = known.plus(self._measured(policy, window))
-            done += sum(len(tree.branches) for tree in window)
-            hook.while_measuring(what="reference", done=done, total=total)
-            if self.processes.main and (done == total or time.monotonic() - saved > SAVE_EVERY):
-                references.save(known, folder, model)
-                saved = time.monotonic()
-        return known
+        total = sum(len(tree.branches) for tree in known.missing(itertools.chain.from_iterable(trees)))
+        policy.model.eval()
+        hook, found, saved = hooks(self.processes), dict[int, float](), time.monotonic()
+        try:
+            while window := list(itertools.islice(left, WINDOW)):
+                found |= self._measured(policy, window)
+                hook.while_measuring(what="reference", done=len(found), total=total)
+                if time.monotonic() - saved > SAVE_EVERY:
+                    self._save(known.plus(found), folder, model)
+                    saved = time.monotonic()
+        finally:  # Ctrl-C as well: the same command goes on from there
+            if found:
+                self._save(known.plus(found), folder, model)
+        return known.plus(found)
+
+    def _save(self, values: References, folder: Path, model: str) -> None:
+        if self.processes.main:
+            references.save(values, folder, model)
 
     def _known(self, folder: Path, model: str) -> References:
         stored = references.load(folder, model)

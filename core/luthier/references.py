@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -55,10 +56,16 @@ class References:
         return self.values[places].to(pack.input_ids.device)
 
     def missing(self, trees: Iterable[Tree]) -> Iterator[Tree]:
-        """Yield `trees` with the branches alone that were never measured, those with none left out."""
+        """Yield `trees` with the branches alone that were never measured, each once, if there are any."""
+        seen: set[int] = set()
         for tree in trees:
-            places = self._places(torch.tensor(keys_of(tree), dtype=torch.int64)).tolist()
-            lacking = [branch for branch, place in zip(tree.branches, places, strict=True) if place < 0]
+            keys = keys_of(tree)
+            places = self._places(torch.tensor(keys, dtype=torch.int64)).tolist()
+            lacking = []
+            for branch, key, place in zip(tree.branches, keys, places, strict=True):
+                if place < 0 and key not in seen:
+                    lacking.append(branch)
+                    seen.add(key)
             if lacking:
                 yield replace(tree, branches=tuple(lacking))
 
@@ -154,7 +161,7 @@ def save(references: References, folder: Path, model: str) -> None:
         LuthierError: It cannot be written.
     """
     file = file_of(folder, model)
-    draft = file.with_name(file.name + ".part")
+    draft = file.with_name(f"{file.name}.{os.getpid()}.part")  # several runs may share a folder
     try:
         folder.mkdir(parents=True, exist_ok=True)
         save_file({"keys": references.keys, "values": references.values}, draft)

@@ -58,12 +58,12 @@ def training_rows(
     """
     _, data = source_rows(config, "data", reader, objective, keep_rows=False)
     if not config.eval_data:
-        return data.completed(objective, config.seed, config.unusable), None
+        return data.completed(objective, config.seed, config.unusable, training=True), None
     source, held_out = source_rows(config, "eval_data", reader, objective)
     data = data.without(held_out)
     if not len(data):
         raise ConfigError("every row of data is also in eval_data: nothing is left to train on")
-    data = data.completed(objective, config.seed, config.unusable)
+    data = data.completed(objective, config.seed, config.unusable, training=True)
     return data, (source, held_out.completed(objective, config.seed))
 
 

@@ -124,7 +124,8 @@ def write_config(config: DictConfig, run_dir: Path) -> None:
 
 def _clear(run_dir: Path) -> None:
     """Leave no folder of a run that measured nothing, so that the mended command can use its name."""
-    if not any((run_dir / name).exists() for name in MEASURED):
+    measured = any((run_dir / name).exists() for name in MEASURED)
+    if not measured and not any(run_dir.glob("reference-*.safetensors")):
         (run_dir / "config.yaml").unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             run_dir.rmdir()

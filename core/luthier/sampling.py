@@ -21,8 +21,8 @@ from luthier.data_source import DataSource, Row
 from luthier.errors import ConfigError, DataError, unknown
 from luthier.evaluation import plain_text
 from luthier.generation import Answer, Decoding, answers
-from luthier.measuring import policy_of
 from luthier.model import load_model
+from luthier.model_policy import policy_of
 
 WRITES = ("candidates", "pairs", "rows")
 
@@ -79,6 +79,9 @@ def sample(config: DictConfig) -> SampleResult:
         made = answers(policy, codec, prompts, decoding)
         for place, own in track(made, "answers", len(rows), console=console, transient=True):
             found[place] = [_Scored(one, source.verify(rows[place], one.text)) for one in own]
+            if config.write != "candidates" and all(one.score is None for one in found[place]):
+                where = rows[place].origin
+                raise DataError(f"{where}: nothing says which answers are right: set write=candidates")
     lines = [line for place, row in enumerate(rows) for line in _lines(config, row, found[place])]
     _write(out, lines)
     result = _result(out, list(found.values()), len(lines))
@@ -97,6 +100,8 @@ def _checked(config: DictConfig) -> tuple[Path, Decoding]:
     out = Path(config.out).expanduser()
     if out.exists():
         raise ConfigError(f"out={out} is there already; choose another file, or remove it")
+    _write(out, [])  # now rather than after the work
+    out.unlink()
     decoding = Decoding(config.max_new_tokens, config.batch_size, config.n, config.temperature, config.top_p)
     return out, decoding
 
@@ -121,10 +126,6 @@ def _lines(config: DictConfig, row: Row, found: Sequence[_Scored]) -> Iterator[d
             yield {"prompt": prompt, "completion": _spoken(prompt, one.answer.text), "score": one.score,
                    "finished": one.answer.finished, "origin": row.origin}  # fmt: skip
         return
-    if all(one.score is None for one in found):
-        raise DataError(
-            f"{row.origin}: nothing says which answers are right: write=candidates writes them all"
-        )
     right = list(dict.fromkeys(one.answer.text for one in found if one.right))
     own = row.fields.get("completion")
     if not right and config.gold and own is not None:

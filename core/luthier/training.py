@@ -23,8 +23,9 @@ from luthier.engine import Loop, Plan, Progress
 from luthier.errors import ConfigError
 from luthier.evaluation import Evaluator
 from luthier.header import header, parameter_counts
-from luthier.measuring import evaluator_of, policy_of
+from luthier.measuring import evaluator_of
 from luthier.model import LoadedModel, load_model
+from luthier.model_policy import policy_of
 from luthier.objective import Objective
 from luthier.optimiser import Optimiser
 from luthier.parallel import Processes
@@ -34,7 +35,7 @@ from luthier.plan_run import Watched, packs_of, predicted
 from luthier.policy import Policy
 from luthier.pretrained import quiet
 from luthier.recorder import Recorder
-from luthier.reference_pass import measured_in_training
+from luthier.reference_pass import check_reference, measured_in_training
 from luthier.report import (
     EvaluationReport,
     TrainResult,
@@ -95,6 +96,8 @@ class _Training:
         check_processes(config.optimiser.name, optimiser, processes)
         adapter: Adapter = configs.build("adapter", config.adapter)
         objective = objective_of(config)
+        if objective.needs_reference:
+            check_reference(config)
         quantiser = configs.build("quantiser", config.quantiser) if config.quantiser else None
         base = adapter.trains_base
         loaded = load_model(config.model, train_base=base, quantiser=quantiser, train_adapter=not base)
@@ -113,7 +116,8 @@ class _Training:
         # After the adapter, which may have changed the output head that the policy looks at.
         policy = policy_of(loaded, config.model.fused)
         if objective.needs_reference:
-            trees = [data.trees, *([held_out[1].trees] if held_out else [])]
+            seen = data.trees.select(sampler_of(config, len(data)).visited(steps_of(config, len(data))))
+            trees = [seen, *([held_out[1].trees] if held_out else [])]
             policy.references = measured_in_training(config, run_dir, loaded, policy, trees, processes)
         evaluator = evaluator_of(config, policy, loaded, objective, held_out, processes) if held_out else None
         hooks(processes).after_model_prepared(model=loaded.model, config=config)
@@ -125,7 +129,7 @@ class _Training:
     def go(self) -> TrainResult:
         """Evaluate, train, evaluate, save, read back, sum up."""
         hook = hooks(self.processes)
-        total_steps, sampler = self._steps()
+        total_steps, sampler = steps_of(self.config, len(self.data)), sampler_of(self.config, len(self.data))
         recorder = self._recorder(total_steps)
         checkpoint = self._checkpoint(recorder.checkpoints, total_steps)
         progress = recorder.resume(checkpoint) if checkpoint else Progress()
@@ -220,13 +224,6 @@ class _Training:
             )
         return Checkpoint(checkpoints.folder(step), step)
 
-    def _steps(self) -> tuple[int, Sampler]:
-        config = self.config
-        sampler = Sampler(len(self.data), config.batch_size, config.shuffle, config.seed)
-        if not 0 < config.epochs < math.inf:
-            raise ConfigError(f"epochs={config.epochs} must be positive: no step to train")
-        return config.max_steps or math.ceil(config.epochs * sampler.steps_per_epoch), sampler
-
     def _restore_best(self, recorder: Recorder, progress: Progress) -> int | None:
         best = progress.best_step
         if not (self.config.evaluation.restore_best and best) or best == progress.step:
@@ -268,3 +265,19 @@ class _Training:
             versions=versions(),
             restored_step=restored,
         )
+
+
+def sampler_of(config: DictConfig, rows: int) -> Sampler:
+    """Return the order in which a run sees its rows."""
+    return Sampler(rows, config.batch_size, config.shuffle, config.seed)
+
+
+def steps_of(config: DictConfig, rows: int) -> int:
+    """Return how many optimiser steps `config` asks for.
+
+    Raises:
+        ConfigError: None.
+    """
+    if not 0 < config.epochs < math.inf:
+        raise ConfigError(f"epochs={config.epochs} must be positive: no step to train")
+    return int(config.max_steps or math.ceil(config.epochs * sampler_of(config, rows).steps_per_epoch))

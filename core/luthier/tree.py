@@ -101,6 +101,7 @@ class Pack:
     tree_of: tuple[int, ...]
     spans: TreeSpans
     pooled: Mapping[str, float] | None = None
+    _only: dict[int, "Pack"] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
     def of(
@@ -148,9 +149,11 @@ class Pack:
         )
 
     def only(self, child: int) -> "Pack":
-        """Return a pack of the same trees, each with its branch number `child` alone."""
-        trees = [replace(tree, branches=(tree.branches[child],)) for tree in self.trees]
-        return Pack.of(trees, self.input_ids.device, self.pooled)
+        """Return the pack of the same trees, each with its branch number `child` alone; always one object."""
+        if child not in self._only:
+            trees = [replace(tree, branches=(tree.branches[child],)) for tree in self.trees]
+            self._only[child] = Pack.of(trees, self.input_ids.device, self.pooled)
+        return self._only[child]
 
     @property
     def tokens(self) -> int:

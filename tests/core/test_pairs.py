@@ -95,12 +95,35 @@ def test_a_side_that_continues_the_other_leaves_both_something():
         ({"chosen": "yes", "rejected": "no"}, "begin with different words"),
         ({"chosen": [said("4")], "rejected": [said("5")]}, "begin with different turns"),
         ({"prompt": "a", "chosen": "b", "rejected": [said("c")]}, "both be text or both be messages"),
+        (
+            {"prompt": 5, "chosen": "a b", "rejected": "a c"},
+            "prompt must be a text or a list of messages, got int",
+        ),
+        ({"prompt": "a", "chosen": 3, "rejected": 4}, "chosen must be a text or a list of messages, got int"),
+        ({"prompt": "a", "chosen": said("4"), "rejected": said("5")}, "chosen must be .* got dict"),
+        ({"prompt": [USER], "chosen": ["4"], "rejected": ["5"]}, "chosen must be .* got list"),
+        (
+            {"prompt": "zzz", "chosen": [USER, said("4")], "rejected": [USER, said("5")]},
+            "the prompt is none of the turns that chosen and rejected share",
+        ),
     ],
 )
 def test_rows_that_are_no_pairs_are_named(fields, told):
     with pytest.raises(DataError, match=told) as error:
         pair_tree(row(**fields), Codec(tiny_tokenizer()))
     assert str(error.value).startswith("rows.jsonl:3: ")
+
+
+def test_texts_that_repeat_the_prompt_are_taken_without_it():
+    prompt, sides = split_pair(row(prompt="aa bb", chosen="aa bb cc", rejected="aa bb dd"))
+    assert (prompt, sides) == ("aa bb", (" cc", " dd"))
+    assert split_pair(row(prompt="aa", chosen="aa cc", rejected="dd"))[1] == ("aa cc", "dd")
+
+
+@pytest.mark.parametrize("fields", [{}, {"prompt": [USER]}], ids=["without a prompt", "with a prompt"])
+def test_a_conversation_without_turns_is_unusable(fields):
+    with pytest.raises(UnusableRowError, match="with an empty side: 'chosen'"):
+        pair_tree(row(chosen=[], rejected=[USER, said("5")], **fields), Codec(tiny_tokenizer()))
 
 
 @pytest.mark.parametrize("empty", ["", "  \n"])
@@ -163,7 +186,7 @@ def test_contradictions_are_found_and_named():
     trees = trees_of(("a", " b", " c"), ("a", " c", " b"), ("x", " b", " c"), ("a", " b", " c"))
     finding = pair_findings(trees)[0]
     assert finding.refusable
-    assert finding.text == "2 pairs contradict another: row 1 and row 2, row 2 and row 4"
+    assert finding.text == "2 contradictions between rows: row 1 and row 2, row 2 and row 4"
     assert not any(one.refusable for one in pair_findings(trees[1:3]))
 
 

@@ -30,3 +30,11 @@ def test_the_seed_decides():
 def test_one_group_is_refused():
     with pytest.raises(DataError, match="all 3 rows have one prompt"):
         derangement([5, 5, 5], torch.Generator())
+
+
+def test_a_prompt_of_most_rows_meets_all_others_in_turn():
+    groups = [0] * 90 + [1] * 6 + [2] * 4
+    found = derangement(groups, torch.Generator().manual_seed(0))
+    used = Counter(found[:90])
+    assert used.keys() == set(range(90, 100))
+    assert set(used.values()) == {9}

@@ -118,7 +118,7 @@ class Passes:
 
     @hookimpl
     def while_measuring(self, what, done, total):
-        if done == total and (not self.totals or self.totals[-1] != total):
+        if done == total:
             self.totals.append(total)
 
 
@@ -156,6 +156,73 @@ def test_a_changed_row_and_a_changed_model_are_noticed(folder, tmp_path, asked, 
         )
     assert asked == [24, 1, 24]
     assert "remembers another reference" in caplog.text
+
+
+def test_another_config_of_the_same_weights_is_another_reference(folder, tmp_path, asked):
+    shutil.copytree(folder / "base", tmp_path / "base")
+    config = json.loads((tmp_path / "base" / "config.json").read_text())
+    config["rms_norm_eps"] = 0.1
+    (tmp_path / "base" / "config.json").write_text(json.dumps(config))
+    memory = f"reference.memory={tmp_path}/shared"
+    train(compose("train", overrides(folder, tmp_path / "one", "dpo", memory)))
+    train(compose("train", overrides(folder, tmp_path / "two", "dpo", memory, f"model.path={tmp_path}/base")))
+    assert asked == [24, 24]
+    assert lines(tmp_path / "two")[0]["loss"] == pytest.approx(0.6931, abs=1e-4)
+
+
+def test_what_a_short_run_does_not_see_is_not_measured(folder, tmp_path, asked):
+    given = overrides(folder, tmp_path / "run", "dpo", "max_steps=1", "batch_size=4", "checkpoint.every=1")
+    train(compose("train", given))
+    assert asked == [8]
+    train(compose("train", [f"resume={tmp_path / 'run'}", "max_steps=2"]))
+    assert asked == [8, 8], "going on measures what else is seen"
+
+
+def test_an_interrupted_pass_goes_on_where_it_was(folder, tmp_path, asked, monkeypatch):
+    monkeypatch.setattr(passes, "WINDOW", 5)
+    plain, calls = passes._Pass._measured, []
+
+    def interrupted(self, policy, trees):
+        calls.append(len(trees))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return plain(self, policy, trees)
+
+    monkeypatch.setattr(passes._Pass, "_measured", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(compose("train", overrides(folder, tmp_path / "run", "dpo")))
+    train(compose("train", [f"resume={tmp_path / 'run'}"]))
+    assert asked == [14], "ten of the 24 completions were kept"
+
+
+def test_an_evaluation_compares_with_what_its_run_compared_with(folder, tmp_path):
+    train(compose("train", overrides(folder, tmp_path / "first", "dpo")))
+    held = ["data@eval_data=jsonl", f"eval_data.path={folder}/held.jsonl", "evaluation.generate=false"]
+    top = overrides(folder, tmp_path / "top", "dpo", f"model.path={tmp_path}/first", "adapter.rank=4", *held)
+    result = train(compose("train", top))
+    again = evaluate(compose("evaluate", [
+        f"model.path={tmp_path}/top", "model.dtype=float32", "data=jsonl", f"data.path={folder}/held.jsonl",
+        "objective=dpo", "evaluation.generate=false", f"run_dir={tmp_path}/again",
+    ]))  # fmt: skip
+    assert again.metrics["margin"] == pytest.approx(result.after.metrics["margin"], rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("option", "told"),
+    [
+        ("reference.model=./nowhere", r"reference\.model=\./nowhere is not there"),
+        (
+            "reference.memory={folder}/pairs.jsonl",
+            r"reference\.memory=.*pairs\.jsonl is a file; expected a folder",
+        ),
+    ],
+)
+def test_a_reference_that_cannot_be_is_told_before_the_rows_are_read(folder, tmp_path, option, told):
+    given = overrides(
+        folder, tmp_path / "run", "dpo", option.format(folder=folder), "data.path=missing.jsonl"
+    )
+    with pytest.raises((ModelError, ConfigError), match=told):
+        train(compose("train", given))
 
 
 def test_a_resumed_run_refuses_another_reference(folder, tmp_path):
@@ -233,7 +300,9 @@ def test_contradictions_can_stop_a_run(folder, tmp_path):
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     given = [f"data.path={tmp_path}/rows.jsonl", "max_steps=1"]
     train(compose("train", overrides(folder, tmp_path / "shown", "dpo", *given)))
-    with pytest.raises(DataError, match=r"1 pairs contradict another: .*rows\.jsonl:1 and .*rows\.jsonl:13"):
+    with pytest.raises(
+        DataError, match=r"1 contradictions between rows: .*rows\.jsonl:1 and .*rows\.jsonl:13"
+    ):
         train(compose("train", overrides(folder, tmp_path / "run", "dpo", *given, "unusable=refuse")))
 
 

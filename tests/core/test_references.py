@@ -44,6 +44,7 @@ def test_what_was_never_measured_is_named_and_listed():
     (left,) = known.missing([TREE])
     assert left.branches == TREE.branches[1:]
     assert list(References.of({}).missing([TREE])) == [TREE]
+    assert list(References.of({}).missing([TREE, TREE])) == [TREE], "the same contents are measured once"
     assert known.plus({keys_of(TREE)[1]: -3.0, keys_of(TREE)[0]: -9.0}).sums(Pack.of([TREE])).tolist() == [
         -1,
         -3,

@@ -116,6 +116,8 @@ def test_rows_without_a_prompt_or_an_answer_are_named(folder, tmp_path, told):
     with pytest.raises(DataError, match=r"texts.jsonl:1: has text; an answer needs 'prompt'"):
         sample(given(folder, tmp_path / "out.jsonl", f"data.path={tmp_path}/texts.jsonl"))
     (tmp_path / "open.jsonl").write_text('{"prompt": "one"}\n{"prompt": "two"}\n')
-    with pytest.raises(DataError, match=r"open.jsonl:1: nothing says which answers are right"):
+    with pytest.raises(
+        DataError, match=r"open.jsonl:1: nothing says which answers are right: set write=candidates"
+    ):
         sample(given(folder, tmp_path / "out.jsonl", f"data.path={tmp_path}/open.jsonl", "write=pairs"))
     assert not (tmp_path / "out.jsonl").exists()

@@ -6,11 +6,13 @@ import pytest
 import torch
 
 from helpers import tiny_llama, tiny_tokenizer
-from luthier import Codec, ConfigError, DataError, Pack, Policy, Row
+from luthier import Codec, ConfigError, DataError, Pack, Policy, Row, Tree, UnusableRowError
+from luthier.combined import combined
 from luthier.parallel import Processes
 from luthier.pooling import pooled
 from luthier.references import References, keys_of
 from luthier_plugins.objectives.kto import KTO
+from luthier_plugins.objectives.sft import SFT
 
 ROWS = [
     {"prompt": "one", "completion": " two", "label": True},
@@ -41,6 +43,12 @@ def test_ratings_become_labels_on_request():
         encoded(KTO(), rows)
     with pytest.raises(DataError, match="row 1: rating must be a number"):
         encoded(KTO(threshold=1.0), [{"prompt": "a", "completion": " b", "rating": "good"}])
+    with pytest.raises(DataError, match="row 1: rating must be a number"):
+        encoded(KTO(threshold=1.0), [{"prompt": "a", "completion": " b", "rating": math.nan}])
+    with pytest.raises(ConfigError, match="threshold=nan must be finite"):
+        KTO(threshold=math.nan)
+    with pytest.raises(ConfigError, match="set one of them"):
+        KTO(threshold=1.0, unpair=True)
 
 
 def test_a_pair_becomes_two_rows_on_request():
@@ -75,9 +83,53 @@ def test_no_path_becomes_longer_than_the_longest_there_was():
 
 
 @pytest.mark.parametrize("label", [True, False])
-def test_one_label_alone_is_refused(label):
-    with pytest.raises(DataError, match=rf"all 4 rows have label {label} \(row 1, row 2, row 3"):
-        completed(KTO(), [{**row, "label": label} for row in ROWS])
+def test_one_label_alone_is_refused_in_training(label):
+    trees = encoded(KTO(), [{**row, "label": label} for row in ROWS])
+    with pytest.raises(DataError, match=rf"every row has label {label} \(row 1, row 2, row 3"):
+        KTO().check(trees)
+    KTO().check(encoded(KTO(), ROWS))
+    assert len(list(KTO().complete(trees, torch.Generator()))) == 4, "held-out rows may be of one kind"
+
+
+def test_a_pair_of_equal_sides_is_no_two_rows():
+    with pytest.raises(UnusableRowError, match="row 1: with chosen equal to rejected"):
+        encoded(KTO(unpair=True), [{"prompt": "a", "chosen": " b", "rejected": " b"}])
+
+
+def test_a_completion_with_both_labels_is_found():
+    rows = [*ROWS, {**ROWS[2], "label": False}, {**ROWS[0]}]
+    (finding,) = KTO().findings(encoded(KTO(), rows))
+    assert finding.refusable
+    assert finding.text == "1 contradictions between rows: row 3 and row 5"
+    assert KTO().findings(encoded(KTO(), ROWS)) == []
+
+
+def test_only_desirable_completions_are_taught_by_what_is_added():
+    trees, policy = completed(KTO(), ROWS), Policy(tiny_llama())
+    keys = [key for tree in trees for key in keys_of(tree)]
+    policy.references = References.of(dict.fromkeys(keys, -30.0))
+    objective = combined(KTO(), {"sft": 2.0})
+    good = [Tree(tree.prompt, tree.branches[:1]) for tree in trees if tree.values["label"]]
+    plain, taught = KTO().loss(policy, Pack.of(trees)), SFT().loss(policy, Pack.of(good))
+    expected = plain.total.item() / 4 + 2 * taught.total.item() / taught.weight
+    for packs in ([trees], [[tree] for tree in trees], [trees[1:2], trees[:1] + trees[2:]]):
+        known = pooled(policy, objective, packs, Processes())
+        losses = [objective.loss(policy, Pack.of(pack, pooled=known)) for pack in packs]
+        assert sum(loss.total.item() for loss in losses) / 4 == pytest.approx(expected, rel=1e-5)
+        assert sum(loss.metrics["sft"][1] for loss in losses) == taught.weight
+
+
+def test_a_pack_runs_once_beside_another_objective(monkeypatch):
+    trees, policy = completed(KTO(), ROWS), Policy(tiny_llama())
+    keys = [key for tree in trees for key in keys_of(tree)]
+    policy.references = References.of(dict.fromkeys(keys, -30.0))
+    runs, plain = [], Policy.logprobs
+    monkeypatch.setattr(Policy, "logprobs", lambda self, pack: runs.append(pack.tokens) or plain(self, pack))
+    objective, whole = combined(KTO(), {"sft": 2.0}), Pack.of(trees)
+    objective.loss(policy, whole)
+    part = Pack.of(trees, pooled={"kl": 0.1, "share of sft": 0.5})
+    objective.loss(policy, part)
+    assert runs == [whole.tokens, part.only(0).tokens]
 
 
 @pytest.mark.parametrize("option", ["desirable_weight", "undesirable_weight"])

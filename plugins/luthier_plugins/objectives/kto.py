@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -11,6 +12,8 @@ from torch import Tensor
 
 from luthier import (
     Codec,
+    ConfigError,
+    Finding,
     Loss,
     Objective,
     Pack,
@@ -18,8 +21,10 @@ from luthier import (
     Register,
     Row,
     Tree,
+    check_labels,
     check_positive,
     hookimpl,
+    label_findings,
     labelled_sides,
     labelled_tree,
     option,
@@ -68,6 +73,10 @@ class KTO(Objective):
             desirable_weight=self.desirable_weight,
             undesirable_weight=self.undesirable_weight,
         )
+        if self.threshold is not None and not math.isfinite(self.threshold):
+            raise ConfigError(f"objective.threshold={self.threshold} must be finite")
+        if self.threshold is not None and self.unpair:
+            raise ConfigError("objective.unpair takes pairs and objective.threshold ratings: set one of them")
 
     def encode(self, row: Row, codec: Codec) -> Tree | Sequence[Tree]:
         """Return the prompt with its completion, and the label among its values; two such trees of a pair.
@@ -77,12 +86,20 @@ class KTO(Objective):
         """
         return labelled_sides(row, codec) if self.unpair else labelled_tree(row, codec, self.threshold)
 
-    def complete(self, trees: Sequence[Tree], generator: torch.Generator) -> Iterable[Tree]:
-        """Give every tree the completion of another prompt.
+    def imitable(self, tree: Tree) -> bool:
+        """Whether the completion is desirable."""
+        return tree.values["label"] > 0
 
-        Raises:
-            DataError: All rows have one label, or one prompt.
-        """
+    def check(self, trees: Sequence[Tree]) -> None:
+        """Refuse rows of one label alone, with a `DataError`."""
+        check_labels(trees)
+
+    def findings(self, trees: Sequence[Tree]) -> Sequence[Finding]:
+        """Return the completions that have both labels."""
+        return label_findings(trees)
+
+    def complete(self, trees: Sequence[Tree], generator: torch.Generator) -> Iterable[Tree]:
+        """Give every tree the completion of another prompt; DataError if there is one prompt."""
         return with_mismatched(trees, generator)
 
     def pool(self, policy: Policy, pack: Pack) -> Mapping[str, tuple[float, float]]:
@@ -99,32 +116,27 @@ class KTO(Objective):
             ratios, kl = ratios[0::2], ratios[1::2].detach().mean()
         else:
             kl = ratios.new_tensor(pack.pooled["kl"])
-        good = torch.tensor([tree.values["label"] > 0 for tree in pack.trees], device=ratios.device)
+        labels = [tree.values["label"] for tree in pack.trees]
+        good = torch.tensor(labels, device=ratios.device) > 0
         above = self.beta * (ratios - kl.clamp(min=0))
         losses = torch.where(
             good,
             self.desirable_weight * torch.sigmoid(-above),
             self.undesirable_weight * torch.sigmoid(above),
         )
-        return Loss(losses.sum(), weight=len(losses), metrics=self._metrics(seen, ratios, above, good, kl))
+        return Loss(losses.sum(), len(losses), self._metrics(seen, ratios.detach(), above.detach(), good, kl))
 
-    @torch.no_grad()
     def _metrics(
         self, seen: Pack, ratios: Tensor, above: Tensor, good: Tensor, kl: Tensor
     ) -> dict[str, tuple[Tensor, float]]:
-        rewards, rows, desirable = self.beta * ratios, float(len(ratios)), float(good.sum())
-        lengths = torch.tensor(
-            [len(tree.branches[0].scored_places) for tree in seen.trees], device=ratios.device
-        )
-        right = (above > 0) == good
-        return {
-            "label_accuracy": (right.float().sum(), rows),
-            "kl": (kl * rows, rows),
-            "rewards/desirable": (rewards[good].sum(), desirable),
-            "rewards/undesirable": (rewards[~good].sum(), rows - desirable),
-            "length/desirable": (lengths[good].sum(), desirable),
-            "length/undesirable": (lengths[~good].sum(), rows - desirable),
-        }
+        rows = float(len(seen.trees))
+        desirable = float(sum(map(self.imitable, seen.trees)))  # counted on the host, like the lengths
+        lengths = ratios.new_tensor([len(tree.branches[0].scored_places) for tree in seen.trees])
+        told = {"label_accuracy": (((above > 0) == good).sum(), rows), "kl": (kl * rows, rows)}
+        for kind, mine, count in (("desirable", good, desirable), ("undesirable", ~good, rows - desirable)):
+            told[f"rewards/{kind}"] = (self.beta * ratios * mine).sum(), count
+            told[f"length/{kind}"] = (lengths * mine).sum(), count
+        return told
 
 
 @hookimpl

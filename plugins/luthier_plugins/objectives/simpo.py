@@ -1,12 +1,13 @@
 """Simple preference optimisation: the mean log-probability is the reward, and no reference is needed."""
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from luthier import PairedObjective, Register, Side, check_positive, hookimpl, option
+from luthier import ConfigError, PairedObjective, Register, Side, check_positive, hookimpl, option
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,8 @@ class SimPO(PairedObjective):
             ConfigError: A value that cannot train.
         """
         check_positive(beta=self.beta)
+        if not math.isfinite(self.gamma):
+            raise ConfigError(f"objective.gamma={self.gamma} must be finite")
 
     def pair_loss(self, chosen: Side, rejected: Side) -> Tensor:
         """Return the loss of each pair, (n,)."""
