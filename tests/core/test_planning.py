@@ -163,7 +163,7 @@ def test_methods_of_strangers_are_planned(strangers, toy):
         assert result.memory.weights == pytest.approx(weights, rel=0.01)
         assert result.memory.adapter == 4 * 6 * 32
         assert result.memory.optimiser == 100 * 6 * 32
-        # The reference is measured before training and held by nobody; the judge is a copy, the value one row.
+        # The reference is measured before training, so nobody holds it; the judge is a copy, the value a row.
         assert result.memory.held == pytest.approx(result.memory.weights + 4 * 32)
         names = {(one.quantiser, one.adapter, one.optimiser) for one in result.choices}
         assert ("ternary", "lora", "big") in names
