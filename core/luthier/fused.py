@@ -30,6 +30,10 @@ MARK = "_luthier_fused"
 """Attribute of a module whose forward is ours; a copy of the module has it too."""
 
 
+WIDE = "_luthier_wide"
+"""Attribute of a norm that is given fp32 and answers in its weight's dtype: see `luthier.wide_residual`."""
+
+
 Candidate = tuple[Callable[[Tensor], Tensor], int]
 """A forward that may be the module's, and the width of its input."""
 
@@ -64,6 +68,11 @@ def unfused(model: nn.Module) -> Iterator[None]:
     finally:
         for module, forward in ours.items():
             module.forward = forward
+
+
+def is_fused(module: nn.Module) -> bool:
+    """Whether the forward of `module` is ours just now."""
+    return MARK in vars(module) and "forward" in vars(module)
 
 
 def _fitting(
@@ -149,7 +158,8 @@ def _run_linear(module: Any, x: Tensor) -> Tensor:
 
 
 def _run_norm(module: Any, eps: float, plus_one: bool, x: Tensor) -> Tensor:
-    if module.weight.requires_grad or x.dtype != module.weight.dtype:
+    wide = WIDE in vars(module) and x.dtype == torch.float32
+    if module.weight.requires_grad or not (wide or x.dtype == module.weight.dtype):
         out: Tensor = type(module).forward(module, x)
     else:
         out = FrozenNorm.apply(x, module.weight, eps, plus_one)  # type: ignore[no-untyped-call]

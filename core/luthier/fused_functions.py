@@ -70,7 +70,7 @@ class FrozenGatedMLP(torch.autograd.Function):
 
 
 class FrozenNorm(torch.autograd.Function):
-    """y = x / rms(x) · w or x / rms(x) · (1 + w), w frozen: x is kept as it came, not its fp32 copy."""
+    """y = x / rms(x) · w or x / rms(x) · (1 + w), w frozen, y in its dtype: x is kept as it came."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, plus_one: bool) -> Tensor:
@@ -80,9 +80,9 @@ class FrozenNorm(torch.autograd.Function):
         ctx.save_for_backward(x, weight, rstd)
         ctx.plus_one = plus_one
         if plus_one:  # one such family rounds after the weight, the other before it
-            out: Tensor = (wide * rstd).mul_(1 + weight.to(wide.dtype)).to(x.dtype)
+            out: Tensor = (wide * rstd).mul_(1 + weight.to(wide.dtype)).to(weight.dtype)
         else:
-            out = (wide * rstd).to(x.dtype) * weight
+            out = (wide * rstd).to(weight.dtype) * weight
         return out
 
     @staticmethod

@@ -23,6 +23,7 @@ from luthier.report import EvaluationReport, as_json, versions, write_json
 from luthier.run_data import source_rows
 from luthier.run_folder import hooks, run_folder
 from luthier.settings import EvaluationConfig
+from luthier.wide_residual import wants_wide
 
 
 def evaluate(config: DictConfig) -> EvaluationReport:
@@ -41,7 +42,8 @@ def evaluate(config: DictConfig) -> EvaluationReport:
             check_reference(config)
         source, rows = source_rows(config, "data", loaded, objective)
         held_out = source, rows.completed(objective, config.seed, config.unusable)
-        policy = policy_of(loaded, config.model.fused)
+        wide = wants_wide(config.model.wide_residual, objective.needs_reference)
+        policy = policy_of(loaded, config.model.fused, wide)
         if objective.needs_reference:
             trees = [held_out[1].trees]
             policy.references = measured_in_evaluation(config, run_dir, loaded, policy, trees, processes)

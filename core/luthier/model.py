@@ -59,6 +59,9 @@ class ModelConfig(ModelPlace):
     gradient_checkpointing: bool = option(
         False, "Recompute activations in the backward pass: less memory, about a third more time."
     )
+    wide_residual: bool | None = option(
+        None, "Keep the residual stream in fp32 under 16-bit weights; null: where there is a reference."
+    )
     fused: bool = option(True, "Run frozen MLPs, norms and products as fused functions, checked at start.")
 
 

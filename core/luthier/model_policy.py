@@ -5,12 +5,20 @@ from __future__ import annotations
 from luthier.fused import fuse
 from luthier.model import LoadedModel
 from luthier.policy import Policy
+from luthier.wide_residual import widen
 
 
-def policy_of(loaded: LoadedModel, fused: bool) -> Policy:
-    """Return the checked policy of a loaded model, its frozen parts `fused` or as transformers runs them."""
-    if fused:
-        fuse(loaded.model)
+def policy_of(loaded: LoadedModel, fused: bool, wide: bool = False) -> Policy:
+    """Return the checked policy of a loaded model.
+
+    Args:
+        loaded: The model, its adapter attached.
+        fused: Whether frozen parts are fused, or run as transformers wrote them.
+        wide: Whether the residual stream is kept in fp32, where fused norms can read it.
+    """
+    names = fuse(loaded.model) if fused else {}
+    if wide:
+        widen(loaded.model, names)
     policy = Policy(loaded.model, autocast_dtype=loaded.autocast_dtype)
     policy.check()
     return policy

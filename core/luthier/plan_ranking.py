@@ -20,6 +20,7 @@ from luthier.plan_shapes import Sampled, on_meta
 from luthier.plan_simulation import Pass, Setting
 from luthier.precision import weights_and_autocast
 from luthier.tree import Tree
+from luthier.wide_residual import wants_wide
 
 log = logging.getLogger("luthier")
 
@@ -97,7 +98,10 @@ def setting_of(config: DictConfig, dtype: torch.dtype, device: str, methods: Met
     """Return how a run of `config` with other `methods` computes, in steps of several packs."""
     stored, autocast = weights_and_autocast(dtype, methods.adapter.trains_base)
     model, frees = config.model, methods.optimiser.steps_in_backward
-    return Setting(device, stored, autocast, model.fused, model.gradient_checkpointing, frees=frees)
+    wide = wants_wide(model.wide_residual, methods.objective.needs_reference)
+    return Setting(
+        device, stored, autocast, model.fused, model.gradient_checkpointing, frees=frees, wide=wide
+    )
 
 
 @dataclass

@@ -20,6 +20,7 @@ from luthier.plan_shapes import Sampled, on_meta
 from luthier.plan_simulation import Setting
 from luthier.policy import Policy
 from luthier.tree import Pack, Tree, cut
+from luthier.wide_residual import is_wide
 
 log = logging.getLogger("luthier")
 
@@ -85,7 +86,8 @@ def _planned(
     fused, checkpointing = options
     several, frees = any(len(packs) > 1 for packs in steps), methods.optimiser.steps_in_backward
     autocast = loaded.autocast_dtype
-    setting = Setting(loaded.device.type, stored, autocast, fused, checkpointing, several, frees)
+    wide = is_wide(loaded.model)
+    setting = Setting(loaded.device.type, stored, autocast, fused, checkpointing, several, frees, wide)
     whole = Sampled(on_meta(loaded.model.config, stored))
     counted = Counted.of(whole, methods.adapter, methods.quantiser)
     packs = [pack for step in steps for pack in step]

@@ -28,6 +28,7 @@ from luthier.policy import Policy
 from luthier.pretrained import quiet
 from luthier.spans import Tile, TreeSpans
 from luthier.tree import Branch, Pack, Tree
+from luthier.wide_residual import widen
 
 KERNEL = "luthier_planned_kernel"
 
@@ -44,6 +45,7 @@ class Setting:
         checkpointing: Activations are computed again in the backward pass.
         several: A step has several packs, so gradients are there when activations are at their most.
         frees: Every gradient is used up as soon as it is whole, and never there before.
+        wide: The residual stream is in fp32.
     """
 
     device: str
@@ -53,6 +55,7 @@ class Setting:
     checkpointing: bool = False
     several: bool = True
     frees: bool = False
+    wide: bool = False
 
 
 @dataclass(frozen=True)
@@ -185,8 +188,9 @@ class _Work(TorchDispatchMode):  # type: ignore[no-untyped-call]
 @contextlib.contextmanager
 def _prepared(model: PreTrainedModel, setting: Setting) -> Iterator[tuple[Policy, list[Tensor]]]:
     """Yield the policy of `model` as `setting` runs it, and its tensors, which are fake in the block."""
-    if setting.fused:
-        fuse(model)
+    names = fuse(model) if setting.fused else {}
+    if setting.wide:
+        widen(model, names)
     if setting.checkpointing:
         with quiet():
             model.gradient_checkpointing_enable({"use_reentrant": False})

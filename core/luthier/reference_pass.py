@@ -32,6 +32,7 @@ from luthier.policy import Policy
 from luthier.references import References, keys_of
 from luthier.run_folder import hooks
 from luthier.tree import Pack, Tree, cut
+from luthier.wide_residual import is_wide
 
 log = logging.getLogger("luthier")
 
@@ -94,7 +95,9 @@ def _of_another(
             "reference.model={}: its vocabulary ({:,} tokens) is not the model's ({:,}); a reference must "
             "read the same token ids".format(config.reference.model, *sizes)
         )
-    return _Pass(config, run_dir, processes).run(policy_of(other, config.model.fused), other, trees)
+    return _Pass(config, run_dir, processes).run(
+        policy_of(other, config.model.fused, is_wide(loaded.model)), other, trees
+    )
 
 
 def check_reference(config: DictConfig) -> None:
@@ -145,7 +148,8 @@ def _computed(loaded: LoadedModel) -> tuple[object, ...]:
     }
     on = any(layer.enabled for layer in adapted_layers(loaded.model).values())
     options = repr(loaded.attached) if on and loaded.attached else ""
-    return loaded.dtype, loaded.autocast_dtype, json.dumps(told, sort_keys=True, default=str), options
+    numbers = loaded.dtype, loaded.autocast_dtype, is_wide(loaded.model)
+    return *numbers, json.dumps(told, sort_keys=True, default=str), options
 
 
 @dataclass(frozen=True)

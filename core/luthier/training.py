@@ -47,6 +47,7 @@ from luthier.run_data import objective_of, training_rows
 from luthier.run_folder import SUMMARY, hooks, run_folder, write_config
 from luthier.schedule import schedule
 from luthier.state import TrainingState, seed_everything
+from luthier.wide_residual import wants_wide
 
 log = logging.getLogger("luthier")
 
@@ -114,7 +115,8 @@ class _Training:
             with quiet():
                 loaded.model.gradient_checkpointing_enable({"use_reentrant": False})
         # After the adapter, which may have changed the output head that the policy looks at.
-        policy = policy_of(loaded, config.model.fused)
+        wide = wants_wide(config.model.wide_residual, objective.needs_reference)
+        policy = policy_of(loaded, config.model.fused, wide)
         if objective.needs_reference:
             seen = data.trees.select(sampler_of(config, len(data)).visited(steps_of(config, len(data))))
             trees = [seen, *([held_out[1].trees] if held_out else [])]
