@@ -96,8 +96,10 @@ def rotate(
     theirs: Rotate, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1
 ) -> tuple[Tensor, Tensor]:
     """Rotate queries and keys (B, H, T, D) by angles (B, T, D); of mixed kinds, as `theirs` does."""
-    alike = q.dtype == k.dtype == cos.dtype and q.shape[-1] == k.shape[-1] == cos.shape[-1]
-    if not alike or cos.requires_grad:  # autocast, a part that is not rotated, angles that are learned
+    alike = q.dtype == k.dtype and q.shape[-1] == k.shape[-1] == cos.shape[-1]
+    # Exact angles of halves: those of a wide residual stream. Under autocast they are left to torch.
+    exact = cos.dtype == torch.float32 and not torch.is_autocast_enabled(q.device.type)
+    if not (alike and (exact or cos.dtype == q.dtype)) or cos.requires_grad:  # a part, or learned angles
         return theirs(q, k, cos, sin, unsqueeze_dim=unsqueeze_dim)
     cos, sin = cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim)
     after: tuple[Tensor, Tensor] = Rotary.apply(q, cos, sin), Rotary.apply(k, cos, sin)  # type: ignore[no-untyped-call]
@@ -132,4 +134,4 @@ def _rotate(x: Tensor, cos: Tensor, low: Tensor, high: Tensor) -> Tensor:
     out_first, out_second = out.chunk(2, dim=-1)
     out_first.addcmul_(second, low)
     out_second.addcmul_(first, high)
-    return out
+    return out.to(x.dtype)

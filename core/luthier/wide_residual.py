@@ -2,13 +2,13 @@
 
 Every layer adds to the stream, and in half precision each addition rounds all of it: a good part of what such
 a model's log-probabilities are off by, and an objective with a reference learns from differences of those.
-The first block is given fp32, additions keep it, and norms read it.
+The first block is given fp32, additions keep it, and norms read it. Where rotary embeddings are fused, all of
+the decoder is given it, so that angles are exact as well.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import nn
@@ -37,13 +37,16 @@ def widen(model: PreTrainedModel, fused: Mapping[str, str]) -> bool:
         vars(norm)[WIDE] = True
     watched = next(iter(norms.values()))
 
-    def wide(_: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    def wide(tensor: torch.Tensor) -> torch.Tensor:
         # Where norms run as transformers wrote them, so does the stream.
-        if not arguments or not is_fused(watched):
-            return None
-        return (arguments[0].float(), *arguments[1:])
+        return tensor.float() if is_fused(watched) else tensor
 
-    blocks[0].register_forward_pre_hook(wide)
+    attentions = [name for name, module in modules.items() if type(module).__name__.endswith("Attention")]
+    embeddings = model.get_input_embeddings()
+    if all(fused.get(name) == "rotary" for name in attentions) and embeddings is not None:
+        embeddings.register_forward_hook(lambda module, given, out: wide(out))
+    else:
+        blocks[0].register_forward_pre_hook(lambda module, given: (wide(given[0]), *given[1:]))
     return True
 
 

@@ -265,6 +265,8 @@ class Bad(torch.autograd.Function):
 class BadGradient:
     """The loss is fine, its gradient is not, at the second pack."""
 
+    pools = False
+
     def __init__(self, bad=math.nan):
         self.bad, self.packs = bad, 0
 
