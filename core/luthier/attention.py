@@ -12,6 +12,7 @@ import torch
 from transformers import AttentionInterface, PreTrainedModel
 
 from luthier.errors import ModelError
+from luthier.fused import WIDE
 from luthier.fused_rotary import turned
 from luthier.masked_attention import masked_attention
 from luthier.spans import TreeSpans
@@ -64,7 +65,7 @@ def tree_attention(
         if name in ("s_aux", "position_bias", "attention_mask", "cache") and argument is not None:
             raise ModelError(f"{type(module).__name__} needs '{name}', which '{NAME}' does not support")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    terms = Terms(scale, sliding_window, softcap, dropout)
+    terms = Terms(scale, sliding_window, softcap, dropout, wide=WIDE in vars(module))
     device = query.device.type
     if torch.is_autocast_enabled(device):
         low = torch.get_autocast_dtype(device)

@@ -31,7 +31,8 @@ MARK = "_luthier_fused"
 
 
 WIDE = "_luthier_wide"
-"""Attribute of a norm that is given fp32 and answers in its weight's dtype: see `luthier.wide_residual`."""
+"""Attribute of a norm that is given fp32 and answers in its weight's dtype, and of an attention whose scores
+are fp32: see `luthier.wide_residual`."""
 
 
 Candidate = tuple[Callable[[Tensor], Tensor], int]

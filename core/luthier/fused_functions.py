@@ -79,8 +79,9 @@ class FrozenNorm(torch.autograd.Function):
         rstd = (wide.pow(2).mean(-1, keepdim=True) + eps).rsqrt_()  # as transformers: the same bits
         ctx.save_for_backward(x, weight, rstd)
         ctx.plus_one = plus_one
-        if plus_one:  # one such family rounds after the weight, the other before it
-            out: Tensor = (wide * rstd).mul_(1 + weight.to(wide.dtype)).to(weight.dtype)
+        # One such family rounds after the weight, the other before it; a stream that is wide is rounded once.
+        if plus_one or x.dtype != weight.dtype:
+            out: Tensor = (wide * rstd).mul_(weight.to(wide.dtype) + int(plus_one)).to(weight.dtype)
         else:
             out = (wide * rstd).to(weight.dtype) * weight
         return out

@@ -3,7 +3,7 @@
 Every layer adds to the stream, and in half precision each addition rounds all of it: a good part of what such
 a model's log-probabilities are off by, and an objective with a reference learns from differences of those.
 The first block is given fp32, additions keep it, and norms read it. Where rotary embeddings are fused, all of
-the decoder is given it, so that angles are exact as well.
+the decoder is given it, so that angles are exact as well. Attention takes its scores in fp32.
 """
 
 from __future__ import annotations
@@ -41,7 +41,9 @@ def widen(model: PreTrainedModel, fused: Mapping[str, str]) -> bool:
         # Where norms run as transformers wrote them, so does the stream.
         return tensor.float() if is_fused(watched) else tensor
 
-    attentions = [name for name, module in modules.items() if type(module).__name__.endswith("Attention")]
+    attentions = {name: m for name, m in modules.items() if type(m).__name__.endswith("Attention")}
+    for attention in attentions.values():
+        vars(attention)[WIDE] = True
     embeddings = model.get_input_embeddings()
     if all(fused.get(name) == "rotary" for name in attentions) and embeddings is not None:
         embeddings.register_forward_hook(lambda module, given, out: wide(out))

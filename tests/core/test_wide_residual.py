@@ -7,8 +7,9 @@ import torch
 import transformers as tf
 
 from helpers import tiny_gpt2, tiny_llama
-from luthier import Branch, Pack, Policy, Tree
+from luthier import Branch, Pack, Policy, Tree, attention
 from luthier.fused import fuse, unfused
+from luthier.tile_attention import Terms, tile_attention
 from luthier.wide_residual import is_wide, wants_wide, widen
 from luthier_plugins.adapters.lora import LoRA
 
@@ -102,3 +103,51 @@ def test_a_reference_asks_for_it_unless_the_person_says_otherwise():
     assert not wants_wide(None, needs_reference=False)
     assert not wants_wide(False, needs_reference=True)
     assert wants_wide(True, needs_reference=False)
+
+
+def test_norms_round_once():
+    model = build("llama")
+    widen(model, fuse(model))
+    norm = model.model.norm
+    norm.weight.data.uniform_(0.5, 2.0)
+    x = torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
+    exact = torch.nn.functional.rms_norm(x, (64,), norm.weight.float(), norm.variance_epsilon)
+    assert torch.equal(norm(x), exact.to(torch.bfloat16))
+
+
+def test_scores_are_exact():
+    layout = PACK.spans
+    tokens = layout.segments[-1].stop
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = torch.randn(3, 2, tokens, 16, generator=generator).mul_(3).bfloat16()
+    value.copy_(value.sign())  # all that is rounded is weights and the result
+    exact = tile_attention(query.double(), key.double(), value.double(), layout, Terms(1.0))
+    narrow, wide = (tile_attention(query, key, value, layout, Terms(1.0, wide=w)) for w in (False, True))
+    assert wide.dtype == torch.bfloat16
+    errors = [(one - exact).abs().mean() for one in (narrow, wide)]
+    assert errors[1] < 0.2 * errors[0]
+
+
+def test_gradients_through_exact_scores_are_those_of_fp32():
+    layout = PACK.spans
+    tokens = layout.segments[-1].stop
+    inputs = torch.randn(3, 2, tokens, 16, generator=torch.Generator().manual_seed(0)).bfloat16()
+    found = []
+    for dtype, terms in ((torch.bfloat16, Terms(0.5, wide=True)), (torch.float32, Terms(0.5))):
+        leaves = [x.to(dtype).requires_grad_() for x in inputs]
+        tile_attention(*leaves, layout, terms).float().square().sum().backward()
+        found.append([leaf.grad.float() for leaf in leaves])
+    for low, full in zip(*found, strict=True):
+        assert (low - full).norm() < 0.01 * full.norm()
+
+
+def test_a_wide_model_asks_for_exact_scores(monkeypatch):
+    seen = []
+    monkeypatch.setattr(attention, "Terms", lambda *a, **k: seen.append(k["wide"]) or Terms(*a, **k))
+    model = build("llama")
+    fused = fuse(model)
+    policy = Policy(model)
+    policy.logprobs(PACK)
+    widen(model, fused)
+    policy.logprobs(PACK)
+    assert seen == [False] * 12 + [True] * 12
