@@ -155,16 +155,32 @@ def _forget(parameter: Tensor) -> None:
     parameter.grad = None
 
 
-def work(model: PreTrainedModel, tokens: int, setting: Setting) -> tuple[float, float]:
+@torch.no_grad()
+def forward_peak(model: PreTrainedModel, trees: Sequence[Tree], setting: Setting) -> float:
+    """Return the most bytes that are alive beside `model`, which is used up, where nothing is kept."""
+    with _prepared(model, setting) as (policy, known):
+        pack = _pack(model, trees)
+        known += [pack.input_ids, pack.position_ids, pack.positions, pack.targets]
+        with planned_for(setting.device), LiveBytes(known) as live:
+            policy.logprobs(pack)
+    return float(live.peak)
+
+
+def work(
+    model: PreTrainedModel, tokens: int, setting: Setting, backward: bool = True
+) -> tuple[float, float]:
     """Return the floating-point operations of a row of `tokens`, every one supervised: all, and attention's.
 
-    A multiply-add is two; what checkpointing computes again counts. `model` is used up.
+    A multiply-add is two; what checkpointing computes again counts, and so does `backward`, if it is wanted.
+    `model` is used up.
     """
     with _prepared(model, setting) as (policy, _):
         pack = Pack.of([Tree((0,), (Branch((0,) * (tokens - 1)),))])
         # As for a GPU, the head is one chunk.
-        with planned_for("cuda"), _Work() as done:  # type: ignore[no-untyped-call]
-            policy.logprobs(pack).values.sum().backward()  # type: ignore[no-untyped-call]
+        with planned_for("cuda"), _Work() as done, torch.set_grad_enabled(backward):  # type: ignore[no-untyped-call]
+            total = policy.logprobs(pack).values.sum()
+            if backward:
+                total.backward()  # type: ignore[no-untyped-call]
     return done.total, done.batched
 
 

@@ -11,6 +11,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from luthier.plan_memory import Memory
     from luthier.plan_ranking import Choice
+    from luthier.plan_reference import ReferencePlan
     from luthier.planning import PlanResult
 
 ROWS = {
@@ -38,6 +39,8 @@ def show(plan: PlanResult, console: Console | None = None) -> None:
     console.print(f"[bold]methods  [/] {chosen}", soft_wrap=True)
     console.print(_memory(plan))
     console.print(f"[bold]fits     [/] {_verdict(plan)}", soft_wrap=True)
+    if plan.reference:
+        console.print(f"[bold]reference[/] {_reference(plan, plan.reference)}", soft_wrap=True)
     console.print(f"[bold]time     [/] {_time(plan)}\n", soft_wrap=True)
     console.print(_choices(plan))
 
@@ -68,6 +71,13 @@ def _verdict(plan: PlanResult) -> str:
         return f"not known: {plan.advice}"
     sign = "[green]yes[/]" if plan.fits else "[red]no[/]"
     return f"{sign}, {gigabytes(plan.total)} of {gigabytes(plan.capacity)} GB: {plan.advice}"
+
+
+def _reference(plan: PlanResult, reference: ReferencePlan) -> str:
+    text = f"measured once before training: {gigabytes(reference.memory)} GB"
+    if plan.tflops is None:
+        return f"{text}, {reference.flops_per_token / 1e9:,.2f} GFLOP a token"
+    return f"{text}, {duration(plan.tokens * reference.flops_per_token / (plan.tflops * 1e12))}"
 
 
 def _time(plan: PlanResult) -> str:

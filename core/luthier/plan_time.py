@@ -17,14 +17,14 @@ _TOKENS = 64
 _SIZE, _REPEATS = 1024, 3
 
 
-def flops_per_token(model: Sampled, tokens: int, setting: Setting) -> float:
-    """Return the floating-point operations, forward and backward, for a token of a row of `tokens`."""
+def flops_per_token(model: Sampled, tokens: int, setting: Setting, backward: bool = True) -> float:
+    """Return the floating-point operations, `backward` included or not, for a token of a row of `tokens`."""
     setting = dataclasses.replace(setting, device="cpu")  # a GPU's kernel for attention counts nothing
-    whole = work(copy.deepcopy(model.model), _TOKENS, setting)
+    whole = work(copy.deepcopy(model.model), _TOKENS, setting, backward)
     everything, attention = whole
     for place, count in enumerate(model.stands_for):
         if count > 1:
-            less = work(model.without(place).model, _TOKENS, setting)
+            less = work(model.without(place).model, _TOKENS, setting, backward)
             everything += (count - 1) * (whole[0] - less[0])
             attention += (count - 1) * (whole[1] - less[1])
     tiles = TreeSpans((Segment(0, tokens),)).tiles(None, torch.empty(()))

@@ -16,6 +16,7 @@ from luthier.errors import ConfigError
 from luthier.peak import in_use
 from luthier.plan_memory import Counted, Memory, Methods, kernels, memory, passed
 from luthier.plan_ranking import Choice, ranked, setting_of
+from luthier.plan_reference import ReferencePlan, reference_plan
 from luthier.plan_shapes import Sampled, config_of, on_meta
 from luthier.plan_table import show
 from luthier.plan_time import flops_per_token, measured_tflops
@@ -43,7 +44,7 @@ class PlanResult:
         checkpointing: Activations are computed again in the backward pass.
         memory: Bytes by what they are for.
         otherwise: The same with `checkpointing` the other way.
-        total: Sum of `memory`.
+        total: Sum of `memory`, or what the reference's pass holds, if that is more.
         capacity: Bytes of the device; None where it is not known.
         fits: Whether `total` is within it.
         advice: Which knob to turn.
@@ -52,6 +53,7 @@ class PlanResult:
         tflops: Speed of the device, times the efficiency; None where it is not known.
         tokens: Tokens to train on.
         seconds: Time they take.
+        reference: The pass before training, where the objective compares with a reference.
     """
 
     model: str
@@ -73,6 +75,7 @@ class PlanResult:
     tflops: float | None
     tokens: float
     seconds: float | None
+    reference: ReferencePlan | None = None
 
 
 def plan(config: DictConfig) -> PlanResult:
@@ -120,6 +123,10 @@ def _planned(config: DictConfig) -> PlanResult:
     choices = ranked(config, model_config, dtype, device, (baseline, capacity), tree, known)
     flops = flops_per_token(sampled, config.pack_tokens, setting)
     tflops, tokens = _speed(config, device, dtype), _tokens(config)
+    reference = None
+    if methods.objective.needs_reference:
+        reference = reference_plan(config, sampled, memories[now], setting, tree, dtype)
+    total = max(memories[now].total, reference.memory if reference else 0.0)
     return PlanResult(
         model=_name(config, model_config),
         device=device,
@@ -135,15 +142,16 @@ def _planned(config: DictConfig) -> PlanResult:
         checkpointing=setting.checkpointing,
         memory=memories[now],
         otherwise=memories[other],
-        total=memories[now].total,
+        total=total,
         capacity=capacity,
-        fits=None if capacity is None else memories[now].total <= capacity,
-        advice=advice(memories[now], memories[other], capacity, choices, setting.checkpointing),
+        fits=None if capacity is None else total <= capacity,
+        advice=advice(memories[now], memories[other], total, capacity, choices, setting.checkpointing),
         choices=choices,
         flops_per_token=flops,
         tflops=tflops,
         tokens=tokens,
         seconds=None if tflops is None else tokens * flops / (tflops * 1e12),
+        reference=reference,
     )
 
 
@@ -200,13 +208,16 @@ def _tokens(config: DictConfig) -> float:
 
 
 def advice(
-    now: Memory, otherwise: Memory, capacity: float | None, choices: tuple[Choice, ...], checkpointing: bool
-) -> str:
+    now: Memory, otherwise: Memory, total: float, capacity: float | None, choices: tuple[Choice, ...],
+    checkpointing: bool,
+) -> str:  # fmt: skip
     """Return the line that says which knob to turn."""
     if capacity is None:
         return "memory_gb=GB says whether it fits a device"
-    if now.total <= capacity:
+    if total <= capacity:
         return "nothing needs to change"
+    if now.total <= capacity:
+        return "a smaller reference.model makes it fit: it is beside the model while it is measured"
     if not checkpointing and otherwise.total <= capacity:
         return "model.gradient_checkpointing=true makes it fit"
     resting = now.total - now.activations - now.workspace - now.retained

@@ -88,7 +88,7 @@ def _of_another(
     config: DictConfig, run_dir: Path, loaded: LoadedModel, trees: Sequence[Sequence[Tree]],
     processes: Processes,
 ) -> References:  # fmt: skip
-    other = load_model(_named(config), train_base=False)
+    other = load_model(reference_options(config), train_base=False)
     if other.tokenizer.get_vocab() != loaded.tokenizer.get_vocab():
         sizes = (len(one.tokenizer.get_vocab()) for one in (other, loaded))
         raise ModelError(
@@ -112,15 +112,17 @@ def check_reference(config: DictConfig) -> None:
         raise ConfigError(f"reference.memory={memory} is a file; expected a folder, which may be new")
     if config.reference.model:
         try:
-            find_source(_named(config))
+            find_source(reference_options(config))
         except LuthierError as error:
             raise ModelError(str(error).replace("model.path", "reference.model")) from error
 
 
-def _named(config: DictConfig) -> Any:
-    """Return the options of the model with the reference in its place."""
+def reference_options(config: DictConfig) -> Any:
+    """Return the options of the model with ``reference.model`` in its place."""
     given = {"path": config.reference.model, "gguf_package": None, "adapter": None}
-    return OmegaConf.merge(config.model, given)
+    options = OmegaConf.merge(config.model, given)
+    options.shape = {}
+    return options
 
 
 def _start_of_run(loaded: LoadedModel) -> str | None:

@@ -7,7 +7,7 @@ import sys
 import pytest
 from rich.console import Console
 
-from helpers import tiny_llama, tiny_tokenizer
+from helpers import save_tiny, tiny_llama, write_rows
 from luthier import ConfigError, ModelError, compose, plan, train
 from luthier.cli import dispatch
 from luthier.errors import LuthierError
@@ -201,6 +201,34 @@ def test_the_ranking_agrees_with_the_plan_and_has_what_fits_first(toy):
     assert order == [(None, "middle"), ("q", "middle"), (None, "small"), (None, "big")]
 
 
+def test_a_reference_is_measured_before_training(toy, capsys):
+    plain = planned("model.path=base", "objective=orpo")
+    assert plain.reference is None
+    own = planned("model.path=base", "objective=dpo")
+    assert own.total == own.memory.total, "the pass keeps nothing, so training holds more"
+    assert own.memory.weights < own.reference.memory < own.total
+    # Of a frozen base: forward, and the same again for the gradients of the inputs.
+    assert 0.45 < own.reference.flops_per_token / own.flops_per_token < 0.55
+    assert "measured once before training" in capsys.readouterr().out
+
+
+def test_another_model_is_beside_the_first_while_it_is_measured(toy):
+    large = tiny_llama(hidden_size=512, intermediate_size=2048, num_hidden_layers=8)
+    large.config.save_pretrained("large")
+    weights = sum(parameter.nbytes for parameter in large.parameters())
+    given = ["model.path=base", "objective=dpo", "reference.model=large"]
+    result = planned(*given)
+    assert result.total == result.reference.memory > result.memory.total
+    own = result.memory.baseline + result.memory.weights + result.memory.adapter
+    assert weights < result.reference.memory - own < 1.1 * weights
+    alone = planned("model.path=base", "objective=dpo").reference.flops_per_token
+    assert result.reference.flops_per_token > 10 * alone
+    between = (result.memory.total + result.total) / 2e9
+    small = planned(*given, f"memory_gb={between}")
+    assert not small.fits
+    assert small.advice.startswith("a smaller reference.model makes it fit")
+
+
 def test_the_plan_is_written_as_json(toy):
     result = planned("model.path=base", "json=plan.json", "memory_gb=2")
     found = json.loads((toy / "plan.json").read_text())
@@ -273,12 +301,10 @@ def test_small_parts(toy):
 @pytest.fixture
 def run(tmp_path):
     """Overrides of a short run in which activations count for something."""
-    tokenizer = tiny_tokenizer()
     wide = {"hidden_size": 128, "intermediate_size": 1024, "num_hidden_layers": 4}
-    tiny_llama(vocab_size=len(tokenizer), **wide).save_pretrained(tmp_path / "base")
-    tokenizer.save_pretrained(tmp_path / "base")
+    save_tiny(tmp_path / "base", **wide)
     rows = [{"prompt": f"{i} + {i} =", "completion": f" {2 * i} " * 20} for i in range(64)]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_rows(tmp_path / "rows.jsonl", rows)
     return [
         f"model.path={tmp_path}/base", "model.dtype=float32",
         "data=jsonl", f"data.path={tmp_path}/rows.jsonl", "max_steps=3",
