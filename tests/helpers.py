@@ -1,10 +1,50 @@
 """What several tests need beyond `luthier.testing`."""
 
+import json
+
+import pytest
 import torch
 
+from luthier import compose, hookimpl, train
+from luthier.catalogue import catalogue
 from luthier.testing.models import BOS, END, START, TEMPLATE, tiny_gpt2, tiny_llama, tiny_tokenizer
 
-__all__ = ["BOS", "END", "START", "TEMPLATE", "plain_values", "tiny_gpt2", "tiny_llama", "tiny_tokenizer"]
+__all__ = ["BOS", "END", "START", "TEMPLATE", "tiny_gpt2", "tiny_llama", "tiny_tokenizer"]
+
+
+def save_tiny(path, seed=0, **options):
+    """Save a tiny Llama that fits the tiny tokenizer, and that, in a folder."""
+    tokenizer = tiny_tokenizer()
+    tiny_llama(seed, vocab_size=len(tokenizer), **options).save_pretrained(path)
+    tokenizer.save_pretrained(path)
+
+
+def write_rows(path, rows):
+    """Write rows as JSON Lines."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+class StopAt:
+    """Ends a run at a logging point, as a crash would."""
+
+    def __init__(self, step):
+        self.step = step
+
+    @hookimpl
+    def after_step(self, report):
+        if report.step == self.step:
+            raise RuntimeError("the power is gone")
+
+
+def crash(overrides, step):
+    """Train until the logging point at `step`, then fall over."""
+    hooks, stop = catalogue().hooks, StopAt(step)
+    hooks.register(stop)
+    try:
+        with pytest.raises(RuntimeError, match="the power is gone"):
+            train(compose("train", overrides))
+    finally:
+        hooks.unregister(stop)
 
 
 def plain_values(model, trees) -> torch.Tensor:

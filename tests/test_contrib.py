@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers import tiny_llama, tiny_tokenizer
+from helpers import save_tiny, write_rows
 from luthier import compose, plugins
 from luthier.cli import dispatch
 
@@ -54,11 +54,9 @@ def test_a_preset_of_theirs_composes():
 
 
 def test_a_multirun_puts_them_beside_the_built_in_ones(tmp_path):
-    tokenizer = tiny_tokenizer()
-    tiny_llama(vocab_size=len(tokenizer)).save_pretrained(tmp_path / "base")
-    tokenizer.save_pretrained(tmp_path / "base")
+    save_tiny(tmp_path / "base")
     rows = [{"prompt": f"{i} + 1 =", "completion": f" {i + 1}"} for i in range(8)]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_rows(tmp_path / "rows.jsonl", rows)
     done = luthier(
         tmp_path, "train", "-m", "model.path=base", "data=jsonl", "data.path=rows.jsonl", "batch_size=8",
         "model.dtype=float32", "max_steps=2", "optimiser=adamw,lion", "adapter=vera", "hydra.sweep.dir=sweep",

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from helpers import tiny_llama, tiny_tokenizer
+from helpers import tiny_llama, tiny_tokenizer, write_rows
 from luthier import ConfigError, compose, train
 from luthier.catalogue import catalogue
 
@@ -49,7 +49,7 @@ def folder(tmp_path_factory):
     model.save_pretrained(path / "base")
     tokenizer.save_pretrained(path / "base")
     rows = [{"prompt": f"{number} + 1 =", "completion": f" {number + 1}"} for number in range(8)]
-    (path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_rows(path / "rows.jsonl", rows)
     return path
 
 

@@ -43,7 +43,8 @@ def pair_findings(trees: Sequence[Tree]) -> list[Finding]:
 def contradictions(against: Sequence[str]) -> Finding:
     """Return the finding that the rows named in pairs by `against` contradict each other."""
     more = f" and {len(against) - NAMED:,} more" if len(against) > NAMED else ""
-    return Finding(f"{len(against):,} contradictions between rows: {', '.join(against[:NAMED])}{more}", True)
+    count = f"{len(against):,} contradiction" + "s" * (len(against) > 1)
+    return Finding(f"{count} between rows: {', '.join(against[:NAMED])}{more}", True)
 
 
 def _length(share: float, means: Sequence[float]) -> str:

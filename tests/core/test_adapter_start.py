@@ -7,21 +7,19 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from helpers import tiny_llama, tiny_tokenizer
+from helpers import save_tiny, write_rows
 from luthier import ConfigError, compose, train
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("staged")
-    tokenizer = tiny_tokenizer()
-    tiny_llama(vocab_size=len(tokenizer)).save_pretrained(path / "base")
-    tokenizer.save_pretrained(path / "base")
+    save_tiny(path / "base")
     letters = "abcdefgh"
     rows = [{"prompt": f"{a} then", "completion": f" {a}{a}"} for a in letters]
     pairs = [{"prompt": f"{a} then", "chosen": f" {a}{a}", "rejected": f" {a} no"} for a in letters]
     for name, lines in (("rows", rows), ("pairs", pairs)):
-        (path / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        write_rows(path / f"{name}.jsonl", lines)
     train(compose("train", given(path, path / "first", "base", "rows", "objective=sft", "adapter.rank=4")))
     return path
 

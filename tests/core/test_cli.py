@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from helpers import tiny_llama, tiny_tokenizer
+from helpers import save_tiny, write_rows
 from luthier.cli import dispatch, report
 from luthier.errors import LuthierError
 
@@ -15,11 +15,9 @@ from luthier.errors import LuthierError
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("cli")
-    tokenizer = tiny_tokenizer()
-    tiny_llama(vocab_size=len(tokenizer)).save_pretrained(path / "base")
-    tokenizer.save_pretrained(path / "base")
+    save_tiny(path / "base")
     rows = [{"prompt": f"{i} + 1 =", "completion": f" {i + 1}"} for i in range(16)]
-    (path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_rows(path / "rows.jsonl", rows)
     return path
 
 

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from helpers import tiny_gpt2, tiny_llama, tiny_tokenizer
+from helpers import tiny_gpt2, tiny_llama, tiny_tokenizer, write_rows
 from luthier import ConfigError, ModelError, compose, fold, train
 from luthier.cli import dispatch
 from luthier.config import build, build_method
@@ -29,7 +29,7 @@ def saved(path, model):
     model.save_pretrained(path)
     tokenizer.save_pretrained(path)
     rows = [{"prompt": f"{number} + 1 =", "completion": f" {number + 1}"} for number in range(8)]
-    (path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_rows(path / "rows.jsonl", rows)
     return path
 
 

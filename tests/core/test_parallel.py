@@ -3,41 +3,28 @@
 import itertools
 import json
 import math
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from helpers import tiny_llama, tiny_tokenizer
+from helpers import save_tiny
+from launching import LAUNCH, launched, trained
 from luthier import ConfigError, Tree
 from luthier.parallel import Processes, _buckets
 from luthier.tree import Branch, cut
 
 SCRIPT = str(Path(__file__).parent.parent / "one_step.py")
-ACCELERATE = [
-    sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--num_machines=1",
-    "--num_processes=2", "--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0",
-]  # fmt: skip
-LAUNCH = {
-    "one": [sys.executable],
-    "ddp": [*ACCELERATE, "--multi_gpu"],
-    "fsdp2": [*ACCELERATE, "--use_fsdp", "--fsdp_version=2"],
-}
 WAYS = list(LAUNCH)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("parallel")
-    tokenizer = tiny_tokenizer()
     # Tied embeddings: the head that the loss reads is a parameter of the first layer.
-    tiny_llama(vocab_size=len(tokenizer), tie_word_embeddings=True).save_pretrained(path / "base")
-    tokenizer.save_pretrained(path / "base")
+    save_tiny(path / "base", tie_word_embeddings=True)
     words = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
     rows = [
         {"prompt": f"{a} {b} " * (5 + number % 17), "completion": f" {b} {a}"}
@@ -53,22 +40,6 @@ def options(folder, *more):
         f"model.path={folder}/base", "model.dtype=float32", "model.device=cpu", "data=jsonl",
         f"data.path={folder}/rows.jsonl", "tracker=[]", *more,
     ]  # fmt: skip
-
-
-def launched(way, *arguments, fails=False):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*LAUNCH[way], *arguments], capture_output=True, text=True, env=environment, timeout=120
-    )
-    assert (done.returncode != 0) == fails, done.stderr
-    return done
-
-
-def trained(way, folder, run_dir, *more):
-    """Run `luthier train` and return its summary."""
-    module = "-m" if way == "one" else "--module"
-    launched(way, module, "luthier", "train", *more, *([f"run_dir={run_dir}"] if folder else []))
-    return json.loads((run_dir / "summary.json").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +72,7 @@ def runs(folder):
             f"eval_data.path={folder}/held.jsonl", "evaluation.max_new_tokens=4"]  # fmt: skip
     arguments = options(folder, *more)
     arguments.remove("tracker=[]")
-    return {way: trained(way, folder, folder / f"run-{way}", *arguments) for way in WAYS}
+    return {way: trained(way, folder / f"run-{way}", *arguments) for way in WAYS}
 
 
 def losses(folder, way):
@@ -140,7 +111,7 @@ def test_a_run_goes_on_in_another_number_of_processes(folder, runs, tmp_path, sa
     shutil.rmtree(run / "model")
     (run / "summary.json").unlink()
     # Its checkpoints hold the old run_dir, which may change.
-    summary = trained(resumed, None, run, f"resume={run}")
+    summary = trained(resumed, run, f"resume={run}")
     assert summary["steps"] == 20
     close(run / "model", folder / "run-one/model")
 
@@ -190,8 +161,8 @@ def test_fewer_rows_than_processes_hang_nothing(folder, tmp_path, way):
     more = ["batch_size=1", "max_steps=3", "data@eval_data=jsonl", f"eval_data.path={tmp_path}/other.jsonl",
             "evaluation.every=1", "evaluation.restore_best=true", "model.gradient_checkpointing=true",
             "adapter.targets=[q_proj]", "adapter.dropout=0", f"data.path={tmp_path}/one.jsonl"]  # fmt: skip
-    two = trained(way, folder, tmp_path / "two", *options(folder, *more))
-    one = trained("one", folder, tmp_path / "one", *options(folder, *more))
+    two = trained(way, tmp_path / "two", *options(folder, *more))
+    one = trained("one", tmp_path / "one", *options(folder, *more))
     assert (two["steps"], two["after"]["scored"]) == (3, 1)
     assert math.isclose(two["after"]["loss"], one["after"]["loss"], rel_tol=1e-4)
     found, expected = (

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from helpers import BOS, END, TEMPLATE, tiny_llama, tiny_tokenizer
+from helpers import BOS, END, TEMPLATE, tiny_llama, tiny_tokenizer, write_rows
 from luthier import Branch, ConfigError, ModelError, Tree, compose, preview
 from luthier.cli import dispatch
 from luthier.errors import LuthierError
@@ -49,7 +49,7 @@ def folder(tmp_path, monkeypatch):
     tokenizer.save_pretrained(tmp_path / "base")
     (tmp_path / "base" / "model.safetensors").write_bytes(b"no weights at all")
     rows = [{"prompt": f"{i} + 1 =", "completion": f" {i + 1}"} for i in range(6)]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_rows(tmp_path / "rows.jsonl", rows)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

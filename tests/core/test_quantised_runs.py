@@ -1,13 +1,12 @@
 """Runs over quantised bases, end to end: they learn, go on bit for bit, are measured as they were trained."""
 
 import itertools
-import json
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from helpers import tiny_llama, tiny_tokenizer
+from helpers import tiny_llama, tiny_tokenizer, write_rows
 from luthier import compose, evaluate, hookimpl, train
 from luthier.catalogue import catalogue
 from luthier.model import ModelConfig, load_model
@@ -31,9 +30,9 @@ def folder(tmp_path_factory):
     model.save_pretrained(path / "base")
     tokenizer.save_pretrained(path / "base")
     rows = [{"prompt": f"{a}{b} ->", "completion": f" {b}{a}"} for a, b in itertools.product("abcd", "ghij")]
-    (path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_rows(path / "rows.jsonl", rows)
     held = [{"prompt": f"{a} ->", "completion": f" {a}"} for a in "abc"]
-    (path / "held.jsonl").write_text("".join(json.dumps(row) + "\n" for row in held))
+    write_rows(path / "held.jsonl", held)
     return path
 
 

@@ -13,22 +13,19 @@ from pathlib import Path
 
 import pytest
 
-from helpers import tiny_llama, tiny_tokenizer
-from luthier import ConfigError, compose, hookimpl, resume, train
-from luthier.catalogue import catalogue
+from helpers import crash, save_tiny, write_rows
+from luthier import ConfigError, compose, resume, train
 from luthier.run_folder import write_config
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("resumed")
-    tokenizer = tiny_tokenizer()
-    tiny_llama(vocab_size=len(tokenizer)).save_pretrained(path / "base")
-    tokenizer.save_pretrained(path / "base")
+    save_tiny(path / "base")
     rows = [
         {"prompt": f"{a}{b} ->", "completion": f" {b}{a}"} for a, b in itertools.product("abcdef", "ghij")
     ]
-    (path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_rows(path / "rows.jsonl", rows)
     (path / "held.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[::5]))
     return path
 
@@ -39,30 +36,6 @@ def overrides(folder, run_dir, *more):
         "batch_size=5", "optimiser.lr=1e-2", "max_steps=12", "checkpoint.every=4", f"run_dir={run_dir}",
         "tracker=[]", *more,
     ]  # fmt: skip
-
-
-class StopAt:
-    """Ends a run at a logging point, as a crash would."""
-
-    def __init__(self, step):
-        self.step = step
-
-    @hookimpl
-    def after_step(self, report):
-        if report.step == self.step:
-            raise RuntimeError("the power is gone")
-
-
-def crash(arguments, step):
-    """Run until the logging point at `step`, then fall over."""
-    hooks = catalogue().hooks
-    stop = StopAt(step)
-    hooks.register(stop)
-    try:
-        with pytest.raises(RuntimeError, match="the power"):
-            train(compose("train", arguments))
-    finally:
-        hooks.unregister(stop)
 
 
 def weights(result) -> bytes:

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from helpers import tiny_llama, tiny_tokenizer
+from helpers import save_tiny, write_rows
 from luthier import ConfigError, DataError, compose, sample, sampling, train
 from luthier.generation import Answer
 
@@ -12,14 +12,12 @@ from luthier.generation import Answer
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("sampled")
-    tokenizer = tiny_tokenizer()
-    tiny_llama(vocab_size=len(tokenizer)).save_pretrained(path / "base")
-    tokenizer.save_pretrained(path / "base")
+    save_tiny(path / "base")
     rows = [
         {"prompt": "1 + 1 =", "completion": " 2"},
         {"prompt": "a longer one: 1 + 2 =", "completion": " 3"},
     ]
-    (path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_rows(path / "rows.jsonl", rows)
     return path
 
 

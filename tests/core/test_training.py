@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from helpers import tiny_llama, tiny_tokenizer
+from helpers import save_tiny, write_rows
 from luthier import ConfigError, DataError, Policy, compose, evaluate, hookimpl, train
 from luthier.catalogue import catalogue
 from luthier.model import ModelConfig, load_model
@@ -19,14 +19,12 @@ from luthier.model import ModelConfig, load_model
 def folder(tmp_path_factory):
     """A model folder and a file of rows: the model learns to answer each letter with the next."""
     path = tmp_path_factory.mktemp("model")
-    tokenizer = tiny_tokenizer()
-    tiny_llama(vocab_size=len(tokenizer)).save_pretrained(path / "base")
-    tokenizer.save_pretrained(path / "base")
+    save_tiny(path / "base")
     letters = "abcdefghijklmnop"
     rows = [{"prompt": f"{a} ->", "completion": f" {b}"} for a, b in itertools.pairwise(letters)]
-    (path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_rows(path / "rows.jsonl", rows)
     held = [{"prompt": f"{a} -> ", "completion": f" {b}"} for a, b in zip("abc", "bcd", strict=True)]
-    (path / "held.jsonl").write_text("".join(json.dumps(row) + "\n" for row in held))
+    write_rows(path / "held.jsonl", held)
     return path
 
 

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from helpers import write_rows
 from luthier import ConfigError
 from luthier_plugins.data_sources.hub import Hub
 
@@ -15,7 +16,7 @@ def dataset(tmp_path, monkeypatch):
     folder.mkdir()
     for split in ("train", "test"):
         rows = [{"text": f"{split} {i}"} for i in range(5)]
-        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        write_rows(folder / f"{split}.jsonl", rows)
     return folder
 
 

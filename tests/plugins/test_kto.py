@@ -100,7 +100,7 @@ def test_a_completion_with_both_labels_is_found():
     rows = [*ROWS, {**ROWS[2], "label": False}, {**ROWS[0]}]
     (finding,) = KTO().findings(encoded(KTO(), rows))
     assert finding.refusable
-    assert finding.text == "1 contradictions between rows: row 3 and row 5"
+    assert finding.text == "1 contradiction between rows: row 3 and row 5"
     assert KTO().findings(encoded(KTO(), ROWS)) == []
 
 

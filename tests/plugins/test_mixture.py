@@ -1,10 +1,10 @@
 """Mixtures: shares by weight, the same draw for the same seed, and each row its own source's."""
 
-import json
 from collections import Counter
 
 import pytest
 
+from helpers import write_rows
 from luthier import ConfigError, DataError, LuthierError, compose
 from luthier.config import build
 from luthier_plugins.data_sources.mixture import Mixture
@@ -14,7 +14,7 @@ from luthier_plugins.data_sources.mixture import Mixture
 def files(tmp_path):
     for name, count in (("a", 900), ("b", 100)):
         rows = [{"prompt": f"{name}{i}", "completion": name, "answer": name} for i in range(count)]
-        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        write_rows(tmp_path / f"{name}.jsonl", rows)
     return tmp_path
 
 

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from helpers import tiny_llama, tiny_tokenizer
+from helpers import save_tiny
 from luthier import ConfigError, compose, evaluate, train
 from luthier_plugins.trackers.wandb import ID_FILE
 
@@ -20,9 +20,7 @@ BLOCK = 32768
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     path = tmp_path_factory.mktemp("model")
-    tokenizer = tiny_tokenizer()
-    tiny_llama(vocab_size=len(tokenizer)).save_pretrained(path / "base")
-    tokenizer.save_pretrained(path / "base")
+    save_tiny(path / "base")
     pairs = itertools.pairwise("abcdefghijklmnop")
     rows = [json.dumps({"prompt": f"{a} ->", "completion": f" {b}"}) for a, b in pairs]
     (path / "rows.jsonl").write_text("\n".join(rows[:12]))
