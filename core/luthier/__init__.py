@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from luthier.adapter import Adapter
     from luthier.bnb import BitsAndBytesQuantiser
     from luthier.bnb_adam import BitsAndBytesAdam
+    from luthier.calibration import calibration_metrics, correlation_metrics, draw_calibration, summarised
     from luthier.codec import Codec, Supervise
     from luthier.config import build_method, compose
     from luthier.data_source import DataSource, Row
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from luthier.folding import FoldReport, fold
     from luthier.hookspecs import Register, hookimpl
     from luthier.in_backward import ProjectedAdamInBackward
+    from luthier.judge import judge_of
     from luthier.labelled import check_labels, label_findings, labelled_sides, labelled_tree, with_mismatched
     from luthier.linear_adapter import (
         AdaptedLinear,
@@ -48,7 +50,15 @@ if TYPE_CHECKING:
     from luthier.objective import Finding, Loss, Objective
     from luthier.optimiser import InBackward, Optimiser
     from luthier.pair_rows import pair_tree
-    from luthier.pairs import PairedObjective, Side, check_positive, check_share, log1mexp
+    from luthier.pairs import (
+        PairedObjective,
+        PairRows,
+        Side,
+        check_positive,
+        check_share,
+        log1mexp,
+        preference_metrics,
+    )
     from luthier.peft_folder import load_adapter
     from luthier.planning import PlanResult, plan
     from luthier.policy import Logprobs, Policy
@@ -57,11 +67,12 @@ if TYPE_CHECKING:
     from luthier.quantiser import Quantiser
     from luthier.redaction import without_secrets
     from luthier.report import EvaluationReport, Sample, StepReport, TrainResult
-    from luthier.reward_model import RewardModel
+    from luthier.reward_model import Candidate, Place, RewardModel, Scorer, text_of
     from luthier.row_filter import RowFilter
     from luthier.sampling import SampleResult, sample
     from luthier.saving import save_model
     from luthier.screen import Screen
+    from luthier.steps import check_separator, split_steps, step_tree
     from luthier.targets import is_target, select_matrices
     from luthier.tracker import Tracker
     from luthier.training import train
@@ -73,6 +84,7 @@ _HOMES = {
     "adapter": "Adapter",
     "bnb": "BitsAndBytesQuantiser",
     "bnb_adam": "BitsAndBytesAdam",
+    "calibration": "calibration_metrics correlation_metrics draw_calibration summarised",
     "codec": "Codec Supervise",
     "config": "build_method compose",
     "data_source": "DataSource Row",
@@ -82,6 +94,7 @@ _HOMES = {
     "folding": "FoldReport fold",
     "hookspecs": "Register hookimpl",
     "in_backward": "ProjectedAdamInBackward",
+    "judge": "judge_of",
     "labelled": "check_labels label_findings labelled_sides labelled_tree with_mismatched",
     "linear_adapter": "AdaptedLinear LinearAdapter copy_state linear_shape refuse_adapted weight_of",
     "low_rank": "low_rank_linear principal_part",
@@ -92,7 +105,7 @@ _HOMES = {
     "objective": "Finding Loss Objective",
     "optimiser": "InBackward Optimiser",
     "pair_rows": "pair_tree",
-    "pairs": "PairedObjective Side check_positive check_share log1mexp",
+    "pairs": "PairRows PairedObjective Side check_positive check_share log1mexp preference_metrics",
     "planning": "PlanResult plan",
     "policy": "Logprobs Policy",
     "previewing": "PreviewResult preview",
@@ -101,11 +114,12 @@ _HOMES = {
     "quantiser": "Quantiser",
     "redaction": "without_secrets",
     "report": "EvaluationReport Sample StepReport TrainResult",
-    "reward_model": "RewardModel",
+    "reward_model": "Candidate Place RewardModel Scorer text_of",
     "row_filter": "RowFilter",
     "sampling": "SampleResult sample",
     "saving": "save_model",
     "screen": "Screen",
+    "steps": "check_separator split_steps step_tree",
     "targets": "is_target select_matrices",
     "tracker": "Tracker",
     "measuring": "evaluate",
@@ -117,18 +131,21 @@ _HOME = {name: home for home, names in _HOMES.items() for name in names.split()}
 
 __all__ = [
     "AdamOptimiser", "AdaptedLinear", "Adapter", "BitsAndBytesAdam", "BitsAndBytesQuantiser", "Branch",
-    "Codec", "ConfigError", "DataError", "DataSource", "EvaluationReport", "FileSource", "Finding",
-    "FoldReport", "InBackward", "LinearAdapter", "Logprobs", "Loss", "LowRankAdapter", "LuthierError",
-    "Merger", "ModelError", "Objective", "Optimiser", "Pack", "PairedObjective", "PlanResult", "Plugin",
-    "PluginError", "Policy", "PreviewResult", "ProjectedAdam", "ProjectedAdamInBackward", "Quantiser",
-    "Register", "RewardModel", "Row", "RowFilter", "Sample", "SampleResult", "Screen", "Side", "StepReport",
-    "Supervise", "Tracker", "TrainResult", "Tree", "UnusableRowError", "build_method", "check_labels",
-    "check_positive", "check_share", "compose", "copy_state", "evaluate", "file_sources", "fold",
-    "grouped_metrics", "hookimpl", "is_target", "label_findings", "labelled_sides", "labelled_tree",
-    "linear_shape", "load_adapter", "log1mexp", "low_rank_linear", "module_of", "option", "pair_tree",
-    "parse_json", "plain_metrics", "plan", "plugins", "preview", "principal_part", "refuse_adapted",
-    "row_norms", "sample", "save_model", "select_matrices", "squared_row_norms", "text_lines", "train",
-    "unknown", "weight_normed_linear", "weight_of", "with_mismatched", "without_nulls", "without_secrets",
+    "Candidate", "Codec", "ConfigError", "DataError", "DataSource", "EvaluationReport", "FileSource",
+    "Finding", "FoldReport", "InBackward", "LinearAdapter", "Logprobs", "Loss", "LowRankAdapter",
+    "LuthierError", "Merger", "ModelError", "Objective", "Optimiser", "Pack", "PairRows", "PairedObjective",
+    "Place", "PlanResult", "Plugin", "PluginError", "Policy", "PreviewResult", "ProjectedAdam",
+    "ProjectedAdamInBackward", "Quantiser", "Register", "RewardModel", "Row", "RowFilter", "Sample",
+    "SampleResult", "Scorer", "Screen", "Side", "StepReport", "Supervise", "Tracker", "TrainResult", "Tree",
+    "UnusableRowError", "build_method", "calibration_metrics", "check_labels", "check_positive",
+    "check_separator", "check_share", "compose", "copy_state", "correlation_metrics", "draw_calibration",
+    "evaluate", "file_sources", "fold", "grouped_metrics", "hookimpl", "is_target", "judge_of",
+    "label_findings", "labelled_sides", "labelled_tree", "linear_shape", "load_adapter", "log1mexp",
+    "low_rank_linear", "module_of", "option", "pair_tree", "parse_json", "plain_metrics", "plan", "plugins",
+    "preference_metrics", "preview", "principal_part", "refuse_adapted", "row_norms", "sample", "save_model",
+    "select_matrices", "split_steps", "squared_row_norms", "step_tree", "summarised", "text_lines", "text_of",
+    "train", "unknown", "weight_normed_linear", "weight_of", "with_mismatched", "without_nulls",
+    "without_secrets",
 ]  # fmt: skip
 
 

@@ -107,6 +107,10 @@ class Codec:
             raise DataError(f"{origin}: the text is one token, and nothing before it predicts it")
         return Tree((first,), (Branch(tuple(rest)),), origin)
 
+    def continuation(self, text: str) -> list[int]:
+        """Return the ids of a text that continues another one, with no end token."""
+        return self._continued(text)
+
     def text(self, ids: Sequence[int]) -> str:
         """Return generated `ids` as text, without special tokens."""
         return str(self.tokenizer.decode(ids, skip_special_tokens=True))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ class Wrapped(Objective):
 
     def __post_init__(self) -> None:
         """Be what `inner` is."""
-        for name in ("needs_reference", "pools", "branch_names", "holds"):
+        for name in ("needs_reference", "head", "pools", "branch_names", "holds"):
             object.__setattr__(self, name, getattr(self.inner, name))
 
     def encode(self, row: Row, codec: Codec) -> Tree | Sequence[Tree]:
@@ -64,6 +65,14 @@ class Wrapped(Objective):
     def pool(self, policy: Policy, pack: Pack) -> Mapping[str, tuple[float, float]]:
         """See `inner`."""
         return self.inner.pool(policy, pack)
+
+    def summarise(self, means: Mapping[str, float]) -> Mapping[str, float]:
+        """See `inner`."""
+        return self.inner.summarise(means)
+
+    def draw(self, metrics: Mapping[str, float], folder: Path) -> None:
+        """See `inner`."""
+        self.inner.draw(metrics, folder)
 
 
 @dataclass(frozen=True)
@@ -180,6 +189,10 @@ class _Once(Policy):
     def hidden(self, pack: Pack, positions: torch.Tensor) -> torch.Tensor:
         """See `Policy.hidden`."""
         return self._policy.hidden(pack, positions)
+
+    def scores(self, pack: Pack, positions: torch.Tensor) -> torch.Tensor:
+        """See `Policy.scores`."""
+        return self._policy.scores(pack, positions)
 
 
 def _quotient(value: float, weight: float) -> float:

@@ -223,7 +223,7 @@ class Loop:
         means, norm, progress = self._meter.drain(self.processes), float(self._norm), self.progress
         loss = means.pop("loss")
         self._check(norm if math.isfinite(loss) and not self.plan.skips_non_finite else loss)
-        means |= self._skips.look(progress.step)
+        means = {**self.objective.summarise(means), **self._skips.look(progress.step)}
         self._guard.clear()
         progress.seconds += progress.window_seconds
         progress.tokens += progress.window_tokens

@@ -18,6 +18,7 @@ from luthier.parallel import Processes
 from luthier.policy import Policy
 from luthier.pooling import pooled
 from luthier.report import EvaluationReport, Sample
+from luthier.score_head import CLASSES
 from luthier.settings import EvaluationConfig
 from luthier.tree import Pack, cut
 
@@ -43,7 +44,8 @@ class Evaluator:
         self.policy.model.eval()
         with self.processes.whole(self.policy):
             loss, perplexity, metrics = self._loss()
-            samples = self._answers() if answer and self.settings.generate else []
+            speaks = self.objective.head not in CLASSES  # a reward model answers nothing
+            samples = self._answers() if answer and speaks and self.settings.generate else []
         scores = [sample.score for sample in samples if sample.score is not None]
         return EvaluationReport(
             step=step,
@@ -58,7 +60,7 @@ class Evaluator:
         )
 
     @torch.no_grad()
-    def _loss(self) -> tuple[float, float, dict[str, float]]:
+    def _loss(self) -> tuple[float, float | None, dict[str, float]]:
         """Return the mean objective loss, the perplexity of a supervised token, and the other metrics."""
         trees, meter = self.held_out.trees, Meter()
         packs = [[trees[i] for i in indices] for indices in cut(trees, self.pack_tokens)]
@@ -67,8 +69,10 @@ class Evaluator:
             meter.add(self.objective.loss(self.policy, Pack.of(pack, self.policy.device, known)))
         metrics = meter.drain(self.processes)
         loss = metrics.pop("loss")
+        nll = metrics.pop("nll", None if self.objective.head else loss)
         # exp of a float above 709 overflows, and JSON has no infinity.
-        return loss, math.exp(min(metrics.pop("nll", loss), 700.0)), metrics
+        perplexity = None if nll is None else math.exp(min(nll, 700.0))
+        return loss, perplexity, dict(self.objective.summarise(metrics))
 
     def _answers(self) -> list[Sample]:
         rows = [row for row in self.held_out.rows if row.fields.get("prompt") is not None]

@@ -12,6 +12,7 @@ from luthier.codec import Codec
 from luthier.data import Encoded
 from luthier.data_source import DataSource
 from luthier.evaluation import Evaluator
+from luthier.head_start import check_head
 from luthier.header import model_line
 from luthier.model import LoadedModel, load_model
 from luthier.model_policy import policy_of
@@ -38,6 +39,7 @@ def evaluate(config: DictConfig) -> EvaluationReport:
         quantiser = configs.build("quantiser", config.quantiser) if config.quantiser else None
         loaded = load_model(config.model, train_base=False, quantiser=quantiser)
         objective: Objective = configs.build("objective", config.objective)
+        check_head(loaded, objective, config.objective.name)
         if objective.needs_reference:
             check_reference(config)
         source, rows = source_rows(config, "data", loaded, objective)
@@ -53,6 +55,7 @@ def evaluate(config: DictConfig) -> EvaluationReport:
         report = evaluator.report(step=0, answer=True)
         hook.after_evaluation(report=report)
         if processes.main:
+            objective.draw(report.metrics, run_dir)
             write_json(run_dir / "summary.json", {**as_json(report), "versions": versions()})
         return report
 

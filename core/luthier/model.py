@@ -18,6 +18,7 @@ from luthier.precision import pick_device, pick_dtype, weights_and_autocast
 from luthier.pretrained import from_pretrained
 from luthier.quantiser import Quantiser
 from luthier.saving import save_model, verify_saved
+from luthier.score_head import head_name, load_head, saved_kind, stored_head
 from luthier.tokenizer import load_tokenizer
 
 __all__ = [
@@ -173,6 +174,9 @@ def load_model(
     elif method == BITS_AND_BYTES:
         settle(model)
     model.config.pad_token_id = model.generation_config.pad_token_id = tokenizer.pad_token_id
+    if kind := saved_kind(model_config.architectures):
+        load_head(model, kind, stored_head(source.base, config.revision, head_name(model, kind)))
+        model.score_head.requires_grad_(train_base)
     attached = None
     if source.adapter is not None:
         known = readers() if adapters is None else adapters

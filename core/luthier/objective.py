@@ -3,6 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -48,6 +49,8 @@ class Objective(Method):
     Attributes:
         needs_reference: The loss asks `Policy.reference` what the policy was before training, or what another
             checkpoint is; it is measured once for every completion.
+        head: The kind of score head that `Policy.scores` asks and that trains beside what else does:
+            ``sequence`` or ``token``, saved as transformers' class for it, or ``value``, never saved.
         pools: The loss needs something about all of a step's trees: see `pool`.
         holds: Other models it keeps in memory, by name: ``copy`` (of the whole base) or ``head`` (one value a
             position); the reference is no part of it. What a plan counts.
@@ -57,6 +60,7 @@ class Objective(Method):
     """
 
     needs_reference: ClassVar[bool] = False
+    head: ClassVar[str | None] = None
     pools: ClassVar[bool] = False
     holds: ClassVar[Mapping[str, str]] = {}
     branch_names: ClassVar[tuple[str, ...]] = ()
@@ -101,6 +105,13 @@ class Objective(Method):
             DataError: There is nothing to complete them with.
         """
         return trees
+
+    def summarise(self, means: Mapping[str, float]) -> Mapping[str, float]:
+        """Return the metrics that follow from the `means` of those that `loss` gave: correlations, F1."""
+        return means
+
+    def draw(self, metrics: Mapping[str, float], folder: Path) -> None:
+        """Draw pictures of held-out `metrics` to `folder`, if there is something to see."""
 
     def findings(self, trees: Sequence[Tree]) -> Sequence[Finding]:
         """Return what a person should know of the data before the first step."""

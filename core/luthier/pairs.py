@@ -50,8 +50,8 @@ class Side:
         return self.sums - self.reference
 
 
-class PairedObjective(Objective):
-    """A loss on pairs; a subclass states `pair_loss`, and `reward` where it is not β times the log-ratio.
+class PairRows(Objective):
+    """What objectives on pairs share: their rows, and what a person should know of them.
 
     Rows have ``prompt``, ``chosen`` and ``rejected``, each a text or messages, or whole conversations
     ``chosen`` and ``rejected``, whose shared beginning is the prompt.
@@ -63,16 +63,6 @@ class PairedObjective(Objective):
         {"prompt": "one two", "chosen": " three", "rejected": " four five six seven"},
         {"prompt": "The capital of France is", "chosen": " Paris", "rejected": " Rome"},
     )
-
-    beta: float
-
-    @abstractmethod
-    def pair_loss(self, chosen: Side, rejected: Side) -> Tensor:
-        """Return (n,), the loss of each pair."""
-
-    def reward(self, side: Side) -> Tensor:
-        """Return (n,), the reward the policy implies, by which it prefers one side: ``β·side.ratios``."""
-        return self.beta * side.ratios
 
     def encode(self, row: Row, codec: Codec) -> Tree:
         """Return the prompt with the chosen and the rejected completion."""
@@ -88,6 +78,22 @@ class PairedObjective(Objective):
     def findings(self, trees: Sequence[Tree]) -> Sequence[Finding]:
         """Return contradictions and how much of the preference is length."""
         return pair_findings(trees)
+
+
+class PairedObjective(PairRows):
+    """A loss on the log-probabilities of pairs: a subclass states `pair_loss`, and `reward` where it is
+    another than β times the log-ratio.
+    """
+
+    beta: float
+
+    @abstractmethod
+    def pair_loss(self, chosen: Side, rejected: Side) -> Tensor:
+        """Return (n,), the loss of each pair."""
+
+    def reward(self, side: Side) -> Tensor:
+        """Return (n,), the reward the policy implies, by which it prefers one side: ``β·side.ratios``."""
+        return self.beta * side.ratios
 
     def loss(self, policy: Policy, pack: Pack) -> Loss:
         """Return the sum of the pairs' losses; its weight is their number."""
@@ -108,22 +114,27 @@ class PairedObjective(Objective):
     @torch.no_grad()
     def _metrics(self, chosen: Side, rejected: Side) -> dict[str, tuple[Tensor, float]]:
         rewards = self.reward(chosen), self.reward(rejected)
-        margins, pairs = rewards[0] - rewards[1], float(len(chosen.sums))
-        # A tie, as all pairs are before the first step, is half right.
-        right = 0.5 + 0.5 * margins.sign()
-        longer = torch.where(margins > 0, chosen.lengths, rejected.lengths)
-        values = {
-            "pair_accuracy": right,
-            "margin": margins,
+        values = preference_metrics(rewards, (chosen.lengths, rejected.lengths)) | {
             "rewards/chosen": rewards[0],
             "rewards/rejected": rewards[1],
             "logprobs/chosen": chosen.sums,
             "logprobs/rejected": rejected.sums,
-            "length/chosen": chosen.lengths,
-            "length/rejected": rejected.lengths,
-            "length/preferred": torch.where(margins == 0, (chosen.lengths + rejected.lengths) / 2, longer),
         }
-        return {name: (value.sum(), pairs) for name, value in values.items()}
+        return {name: (value.sum(), float(len(value))) for name, value in values.items()}
+
+
+def preference_metrics(scores: tuple[Tensor, Tensor], lengths: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+    """Return what the scores of chosen and rejected sides say of n pairs, (n,) each, by name."""
+    margins = scores[0] - scores[1]
+    longer = torch.where(margins > 0, *lengths)
+    return {
+        # A tie, as all pairs are before the first step, is half right.
+        "pair_accuracy": 0.5 + 0.5 * margins.sign(),
+        "margin": margins,
+        "length/chosen": lengths[0],
+        "length/rejected": lengths[1],
+        "length/preferred": torch.where(margins == 0, (lengths[0] + lengths[1]) / 2, longer),
+    }
 
 
 def log1mexp(x: Tensor) -> Tensor:

@@ -12,13 +12,17 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers import PreTrainedModel
 
 from luthier.adapter import Adapter
 from luthier.catalogue import Registered, catalogue
 from luthier.errors import ConfigError, ModelError, PluginError, unknown
 from luthier.folder import written_whole
+from luthier.score_head import TASKS, head_name, head_of, load_head
 
 CONFIG, WEIGHTS, PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
+HEADS = ("score", "classifier")
+"""What transformers' classes call their heads."""
 # Options that say nothing the tensors' names and shapes do not, or only how training began.
 _HARMLESS = frozenset(
     {
@@ -72,20 +76,21 @@ class PeftAdapter(Adapter):
             ModelError: What was read back differs.
         """
         kind, *flags = self.peft_kind.split("+")
+        task, beside = _beside(model)
         config = {
             "peft_type": kind,
-            "task_type": "CAUSAL_LM",
+            "task_type": task,
             "base_model_name_or_path": base,
             "revision": None,
             "inference_mode": True,
             "bias": "none",
-            "modules_to_save": None,
+            "modules_to_save": sorted({name.partition(".")[0] for name in beside}) or None,
             **dict.fromkeys(flags, True),
             **self.peft_config(model),
         }
         tensors = {
             name if name in self.peft_shared else PREFIX + name: tensor.contiguous()
-            for name, tensor in self.state(model).items()
+            for name, tensor in (self.state(model) | beside).items()
         }
         with written_whole(folder) as fresh:
             (fresh / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
@@ -131,6 +136,7 @@ def load_adapter(model: nn.Module, folder: Path, adapters: Readers, trainable: b
             fit the model.
     """
     config, tensors = _read(folder)
+    head = _head(model, config, tensors)
     kind = _kind(config)
     if kind not in adapters:
         raise ModelError(f"{folder}: {unknown('PEFT kind', kind, adapters)}")
@@ -143,9 +149,39 @@ def load_adapter(model: nn.Module, folder: Path, adapters: Readers, trainable: b
         adapter.load_state(model, tensors)
     except (ConfigError, ModelError) as error:
         raise ModelError(f"{folder}: {error}") from error
+    try:
+        if head is not None:
+            load_head(model, *head)
+    except ModelError as error:
+        raise ModelError(f"{folder}: {error}") from error
     if not trainable:
         model.requires_grad_(False)
     return adapter
+
+
+def _beside(model: nn.Module) -> tuple[str, dict[str, torch.Tensor]]:
+    """Return PEFT's name of what `model` is for, and the tensors of its head by their name in its class."""
+    head = head_of(model)
+    if head is None or head.kind not in TASKS:
+        return "CAUSAL_LM", {}
+    assert isinstance(model, PreTrainedModel)
+    name = head_name(model, head.kind)
+    return TASKS[head.kind], {f"{name}.{key}": tensor for key, tensor in head.state_dict().items()}
+
+
+def _head(
+    model: nn.Module, config: dict[str, Any], tensors: dict[str, torch.Tensor]
+) -> tuple[str, dict[str, torch.Tensor]] | None:
+    """Take the head out of what a folder holds: its kind and tensors; None for a language model's folder."""
+    kind = next((kind for kind, task in TASKS.items() if config.get("task_type") == task), None)
+    if kind is None:
+        return None
+    assert isinstance(model, PreTrainedModel)
+    name = head_name(model, kind)
+    # PEFT lists every name that a head may have.
+    config["modules_to_save"] = [one for one in config.get("modules_to_save") or () if one not in HEADS]
+    mine = [key for key in tensors if key.startswith(f"{name}.")]
+    return kind, {key.removeprefix(f"{name}."): tensors.pop(key) for key in mine}
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:

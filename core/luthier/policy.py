@@ -15,6 +15,7 @@ from luthier.errors import LuthierError, ModelError
 from luthier.forward import Forward, PaddedForward, PaddedLogits, TreeForward
 from luthier.head import Head
 from luthier.references import References
+from luthier.score_head import head_of
 from luthier.tree import Branch, Pack, Tree
 
 log = logging.getLogger("luthier")
@@ -98,6 +99,19 @@ class Policy:
             hidden: torch.Tensor = self.route(lambda: self._forward.hidden(pack, positions))
             return hidden
 
+    def scores(self, pack: Pack, positions: torch.Tensor) -> torch.Tensor:
+        """Return (n,) float32, what the model's score head makes of the hidden states at `positions` (n,).
+
+        Raises:
+            LuthierError: The model has no head.
+        """
+        head = head_of(self.model)
+        if head is None:
+            raise LuthierError("the model has no score head: an objective that asks for scores sets head")
+        with self.autocast():
+            scores: torch.Tensor = self.route(lambda: head(self._forward.hidden(pack, positions)))
+            return scores
+
     def reference(self, pack: Pack) -> torch.Tensor:
         """Return (C,) float32, the log-probability of each child under the reference; a constant.
 
@@ -125,7 +139,7 @@ class Policy:
         Raises:
             ModelError: Not even padded batches give what the model gives for one sequence at a time.
         """
-        with _undisturbed(self.model), self.autocast():
+        with undisturbed(self.model), self.autocast():
             pack = _probe(self.model, self.device)
             expected = self._plain(pack)
             faults = []
@@ -184,7 +198,7 @@ def _here(call: Callable[[], Any]) -> Any:
 
 
 @contextlib.contextmanager
-def _undisturbed(model: PreTrainedModel) -> Iterator[None]:
+def undisturbed(model: PreTrainedModel) -> Iterator[None]:
     """Run without gradients and dropout, and leave every module's training mode as it was."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()

@@ -60,7 +60,7 @@ class EvaluationReport:
     Attributes:
         step: Optimiser steps done.
         loss: Mean objective loss over the held-out rows.
-        perplexity: ``exp`` of the mean negative log-likelihood of a supervised token.
+        perplexity: ``exp`` of the mean negative log-likelihood of a supervised token; None of scores.
         accuracy: Share of the prompts answered right, or None where nothing was generated or verified.
         rows: Held-out rows.
         scored: Answers that were verified; `accuracy` is a share of them.
@@ -70,7 +70,7 @@ class EvaluationReport:
 
     step: int
     loss: float
-    perplexity: float
+    perplexity: float | None
     accuracy: float | None
     rows: int
     scored: int = 0

@@ -12,6 +12,7 @@ from luthier.errors import ModelError
 from luthier.folder import written_whole
 from luthier.fused import unfused
 from luthier.pretrained import from_pretrained, quiet
+from luthier.score_head import as_classifier
 from luthier.tokenizer import verify_tokenizer
 
 _PROBE_LENGTH = 16
@@ -21,6 +22,8 @@ def save_model(
     model: nn.Module, tokenizer: Any | None, folder: Path, dtype: torch.dtype | None = None
 ) -> None:
     """Write `model` and `tokenizer` to `folder` as transformers does, read them back, then put them there.
+
+    A model with a score head is written as transformers' class for it: see `luthier.score_head`.
 
     Args:
         model: A transformers model without adapters; tied weights are written once.
@@ -34,11 +37,12 @@ def save_model(
     if not isinstance(model, PreTrainedModel):
         raise ModelError(f"only transformers models can be saved in their layout, not {type(model).__name__}")
     dtype = dtype or model.dtype
+    whole = as_classifier(model)
     with written_whole(folder) as fresh:
         with quiet():
-            model.save_pretrained(fresh, state_dict=_rounded(model, dtype))
+            whole.save_pretrained(fresh, state_dict=_rounded(whole, dtype))
         _set_dtype(fresh / "config.json", dtype)
-        verify_saved(model, fresh, dtype)
+        verify_saved(whole, fresh, dtype)
         if tokenizer is not None:
             tokenizer.save_pretrained(fresh)
             verify_tokenizer(tokenizer, fresh)

@@ -22,6 +22,7 @@ from luthier.data import Encoded, Sampler
 from luthier.engine import Loop, Plan, Progress
 from luthier.errors import ConfigError
 from luthier.evaluation import Evaluator
+from luthier.head_start import give_head
 from luthier.header import header, parameter_counts
 from luthier.measuring import evaluator_of
 from luthier.model import LoadedModel, load_model
@@ -111,6 +112,7 @@ class _Training:
         data, held_out = training_rows(config, loaded, objective)
         if adapter is not loaded.attached:
             adapter.attach(loaded.model, torch.Generator().manual_seed(config.seed))
+        give_head(loaded, objective, config.objective.name, config.seed)
         if config.model.gradient_checkpointing:
             with quiet():
                 loaded.model.gradient_checkpointing_enable({"use_reentrant": False})

@@ -86,6 +86,8 @@ class Pack:
         position_ids: (1, T) int64; a root starts at 0, each child at its prompt's length.
         positions: (N,) int64, places of the hidden states that predict the scored tokens.
         targets: (N,) int64, the scored tokens.
+        places: (N,) int64, places of the scored tokens themselves.
+        ends: (C,) int64, the place of every child's last token.
         offsets: C + 1 host integers; child c owns scored tokens ``offsets[c]:offsets[c + 1]``.
         tree_of: C host integers, the tree of every child.
         spans: The attention layout.
@@ -97,6 +99,8 @@ class Pack:
     position_ids: torch.Tensor
     positions: torch.Tensor
     targets: torch.Tensor
+    places: torch.Tensor
+    ends: torch.Tensor
     offsets: tuple[int, ...]
     tree_of: tuple[int, ...]
     spans: TreeSpans
@@ -118,30 +122,38 @@ class Pack:
         if not trees:
             raise DataError("a pack needs at least one tree")
         ids: list[int] = []
-        places: list[int] = []
+        depths: list[int] = []
         positions: list[int] = []
-        targets: list[int] = []
+        places: list[int] = []
+        ends: list[int] = []
         offsets = [0]
         segments: list[Segment] = []
         for tree in trees:
             root, shift = len(ids), len(tree.prompt)
             segments.extend(_segments(tree, root))
             ids.extend(tree.prompt)
-            places.extend(range(shift))
+            depths.extend(range(shift))
             for branch in tree.branches:
                 start, scored = len(ids), branch.scored_places
                 # The prompt's last token predicts the first token of every child.
                 positions.extend(start + place - 1 if place else root + shift - 1 for place in scored)
-                targets.extend(branch.ids[place] for place in scored)
-                offsets.append(len(targets))
+                places.extend(start + place for place in scored)
+                offsets.append(len(places))
                 ids.extend(branch.ids)
-                places.extend(range(shift, shift + len(branch.ids)))
+                ends.append(len(ids) - 1)
+                depths.extend(range(shift, shift + len(branch.ids)))
+
+        def numbers(of: Sequence[int]) -> torch.Tensor:
+            return torch.tensor(of, dtype=torch.int64, device=device)
+
         return cls(
             trees=tuple(trees),
-            input_ids=torch.tensor([ids], device=device),
-            position_ids=torch.tensor([places], device=device),
-            positions=torch.tensor(positions, dtype=torch.int64, device=device),
-            targets=torch.tensor(targets, dtype=torch.int64, device=device),
+            input_ids=numbers(ids)[None],
+            position_ids=numbers(depths)[None],
+            positions=numbers(positions),
+            targets=numbers([ids[place] for place in places]),
+            places=numbers(places),
+            ends=numbers(ends),
             offsets=tuple(offsets),
             tree_of=tuple(index for index, tree in enumerate(trees) for _ in tree.branches),
             spans=TreeSpans(tuple(segments)),

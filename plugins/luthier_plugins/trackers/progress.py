@@ -89,7 +89,8 @@ class ProgressBar(Tracker):
             screen.stop()
         accuracy = "" if report.accuracy is None else f" · {report.accuracy:.0%} of {report.scored} right"
         when = f", step {report.step}" if screen.training else ""
-        quality = f"loss {report.loss:.4f}, perplexity {report.perplexity:.2f}"
+        perplexity = "" if report.perplexity is None else f", perplexity {report.perplexity:.2f}"
+        quality = f"loss {report.loss:.4f}{perplexity}"
         self._print(f"held out{when}: {quality}{plain_metrics(report.metrics)}{accuracy}")
         if grouped := grouped_metrics(report.metrics):
             self._print(f"          [dim]{grouped}[/]")

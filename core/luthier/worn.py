@@ -1,0 +1,80 @@
+"""Several adapters on one base: each a set of layers that take each other's place in the model.
+
+A layer of an adapter wraps the base's layer and never changes it, so two adapters may wrap the same one; the
+model wears one of them at a time, with the score head that belongs to it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from luthier.linear_adapter import adapted_layers, replace
+from luthier.peft_folder import load_adapter, readers
+from luthier.score_head import NAME, head_of
+
+
+@dataclass(frozen=True)
+class Worn:
+    """An adapter, with its head, that is not on the model unless it is worn.
+
+    Attributes:
+        layers: Name → adapted layer.
+        head: The score head; None: without one.
+    """
+
+    layers: Mapping[str, nn.Module]
+    head: nn.Module | None
+
+    @classmethod
+    def load(cls, model: PreTrainedModel, folder: Path) -> Worn:
+        """Load the adapter in `folder` for `model`, whatever that wears; its weights are frozen.
+
+        Raises:
+            ModelError: The folder is incomplete, or does not fit the model.
+        """
+        with taken_off(model):
+            try:
+                load_adapter(model, folder, readers(), trainable=False)
+                return cls(dict(adapted_layers(model)), head_of(model))
+            finally:
+                _take_off(model)
+
+    @contextlib.contextmanager
+    def on(self, model: nn.Module) -> Iterator[None]:
+        """Let `model` wear this adapter, and nothing else, for the duration of the block."""
+        with taken_off(model):
+            try:
+                _put_on(model, self.layers, self.head)
+                yield
+            finally:
+                _take_off(model)
+
+
+@contextlib.contextmanager
+def taken_off(model: nn.Module) -> Iterator[None]:
+    """Make `model` its bare base, without a score head, for the duration of the block."""
+    layers, head = dict(adapted_layers(model)), head_of(model)
+    _take_off(model)
+    try:
+        yield
+    finally:
+        _put_on(model, layers, head)
+
+
+def _put_on(model: nn.Module, layers: Mapping[str, nn.Module], head: nn.Module | None) -> None:
+    for name, layer in layers.items():
+        replace(model, name, layer)
+    if head is not None:
+        model.add_module(NAME, head)
+
+
+def _take_off(model: nn.Module) -> None:
+    for name, layer in adapted_layers(model).items():
+        replace(model, name, layer.base)
+    model._modules.pop(NAME, None)
