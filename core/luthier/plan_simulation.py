@@ -166,9 +166,7 @@ def forward_peak(model: PreTrainedModel, trees: Sequence[Tree], setting: Setting
     return float(live.peak)
 
 
-def work(
-    model: PreTrainedModel, tokens: int, setting: Setting, backward: bool = True
-) -> tuple[float, float]:
+def work(model: PreTrainedModel, tokens: int, setting: Setting, backward: bool = True) -> tuple[float, float]:
     """Return the floating-point operations of a row of `tokens`, every one supervised: all, and attention's.
 
     A multiply-add is two; what checkpointing computes again counts, and so does `backward`, if it is wanted.
