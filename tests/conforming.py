@@ -2,12 +2,23 @@
 
 import csv
 import json
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import datasets
 import pytest
+import torch
 
-from luthier.testing import DataSourceSuite, OptimiserSuite, TrackerSuite
+from luthier.saving import save_model
+from luthier.score_head import attach_head
+from luthier.testing import (
+    DataSourceSuite,
+    OptimiserSuite,
+    RewardModelSuite,
+    TrackerSuite,
+    tiny_llama,
+    tiny_tokenizer,
+)
 from luthier_plugins.data_sources.csv_file import Csv
 from luthier_plugins.data_sources.folder import Folder
 from luthier_plugins.data_sources.hub import Hub
@@ -19,6 +30,10 @@ from luthier_plugins.data_sources.reasoning_gym import ReasoningGym
 from luthier_plugins.optimisers.galore import GaLore
 from luthier_plugins.optimisers.paged_adamw import PagedAdamW
 from luthier_plugins.optimisers.paged_adamw_8bit import PagedAdamW8bit
+from luthier_plugins.reward_models.function import Function
+from luthier_plugins.reward_models.outcome import Outcome
+from luthier_plugins.reward_models.process import Process
+from luthier_plugins.reward_models.verifier import Verifier
 from luthier_plugins.trackers.wandb import WandB
 
 ROWS = [{"prompt": f"{n} + 1 =", "completion": f" {n + 1}"} for n in range(3)]
@@ -116,6 +131,51 @@ class GaLoreSuite(OptimiserSuite):
     options = {"rank": 4, "refresh_every": 3}
 
 
+class OutcomeSuite(RewardModelSuite):
+    """A model that was saved with its head."""
+
+    method = Outcome
+    kind = "sequence"
+
+    @pytest.fixture(autouse=True)
+    def _model(self, tmp_path: Path) -> None:
+        tokenizer = tiny_tokenizer()
+        model = tiny_llama(vocab_size=len(tokenizer))
+        attach_head(model, self.kind, torch.Generator().manual_seed(1))
+        save_model(model, tokenizer, tmp_path / "model")
+        self.path = tmp_path / "model"
+
+    def make(self):
+        return self.method(model=str(self.path))
+
+
+class ProcessSuite(OutcomeSuite):
+    method = Process
+    kind = "token"
+
+
+class VerifierSuite(RewardModelSuite):
+    """By a pattern; its other ways need rows, which the suite has none of."""
+
+    method = Verifier
+    options = {"match": "pattern", "pattern": r"\d"}
+
+
+def words(prompts, completions, rows):
+    """A reward function: how many words a completion has."""
+    return [len(completion.split()) for completion in completions]
+
+
+class FunctionSuite(RewardModelSuite):
+    method = Function
+    options = {"function": "words"}
+
+    @pytest.fixture(autouse=True)
+    def _registered(self, monkeypatch) -> None:
+        entry = EntryPoint("words", "conforming:words", "luthier.rewards")
+        monkeypatch.setattr("luthier_plugins.reward_models.function.entry_points", lambda group: [entry])
+
+
 SUITES = {
     suite.method: suite
     for suite in (
@@ -131,5 +191,9 @@ SUITES = {
         ReasoningGymSuite,
         WandBSuite,
         GaLoreSuite,
+        OutcomeSuite,
+        ProcessSuite,
+        VerifierSuite,
+        FunctionSuite,
     )
 }

@@ -69,9 +69,11 @@ if TYPE_CHECKING:
     from luthier.report import EvaluationReport, Sample, StepReport, TrainResult
     from luthier.reward_model import Candidate, Place, RewardModel, Scorer, text_of
     from luthier.row_filter import RowFilter
-    from luthier.sampling import SampleResult, sample
+    from luthier.sample_report import SampleResult
+    from luthier.sampling import sample
     from luthier.saving import save_model
     from luthier.screen import Screen
+    from luthier.selector import Selector
     from luthier.steps import check_separator, split_steps, step_tree
     from luthier.targets import is_target, select_matrices
     from luthier.tracker import Tracker
@@ -115,8 +117,10 @@ _HOMES = {
     "redaction": "without_secrets",
     "report": "EvaluationReport Sample StepReport TrainResult",
     "reward_model": "Candidate Place RewardModel Scorer text_of",
+    "selector": "Selector",
     "row_filter": "RowFilter",
-    "sampling": "SampleResult sample",
+    "sample_report": "SampleResult",
+    "sampling": "sample",
     "saving": "save_model",
     "screen": "Screen",
     "steps": "check_separator split_steps step_tree",
@@ -136,16 +140,16 @@ __all__ = [
     "LuthierError", "Merger", "ModelError", "Objective", "Optimiser", "Pack", "PairRows", "PairedObjective",
     "Place", "PlanResult", "Plugin", "PluginError", "Policy", "PreviewResult", "ProjectedAdam",
     "ProjectedAdamInBackward", "Quantiser", "Register", "RewardModel", "Row", "RowFilter", "Sample",
-    "SampleResult", "Scorer", "Screen", "Side", "StepReport", "Supervise", "Tracker", "TrainResult", "Tree",
-    "UnusableRowError", "build_method", "calibration_metrics", "check_labels", "check_positive",
-    "check_separator", "check_share", "compose", "copy_state", "correlation_metrics", "draw_calibration",
-    "evaluate", "file_sources", "fold", "grouped_metrics", "hookimpl", "is_target", "judge_of",
-    "label_findings", "labelled_sides", "labelled_tree", "linear_shape", "load_adapter", "log1mexp",
-    "low_rank_linear", "module_of", "option", "pair_tree", "parse_json", "plain_metrics", "plan", "plugins",
-    "preference_metrics", "preview", "principal_part", "refuse_adapted", "row_norms", "sample", "save_model",
-    "select_matrices", "split_steps", "squared_row_norms", "step_tree", "summarised", "text_lines", "text_of",
-    "train", "unknown", "weight_normed_linear", "weight_of", "with_mismatched", "without_nulls",
-    "without_secrets",
+    "SampleResult", "Scorer", "Screen", "Selector", "Side", "StepReport", "Supervise", "Tracker",
+    "TrainResult", "Tree", "UnusableRowError", "build_method", "calibration_metrics", "check_labels",
+    "check_positive", "check_separator", "check_share", "compose", "copy_state", "correlation_metrics",
+    "draw_calibration", "evaluate", "file_sources", "fold", "grouped_metrics", "hookimpl", "is_target",
+    "judge_of", "label_findings", "labelled_sides", "labelled_tree", "linear_shape", "load_adapter",
+    "log1mexp", "low_rank_linear", "module_of", "option", "pair_tree", "parse_json", "plain_metrics", "plan",
+    "plugins", "preference_metrics", "preview", "principal_part", "refuse_adapted", "row_norms", "sample",
+    "save_model", "select_matrices", "split_steps", "squared_row_norms", "step_tree", "summarised",
+    "text_lines", "text_of", "train", "unknown", "weight_normed_linear", "weight_of", "with_mismatched",
+    "without_nulls", "without_secrets",
 ]  # fmt: skip
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from transformers import DynamicCache, PreTrainedModel
 
 from luthier.codec import Codec
 from luthier.policy import Policy
@@ -33,10 +35,17 @@ class Decoding:
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer: its text, and whether it came to an end by itself."""
+    """An answer.
+
+    Attributes:
+        text: Without special tokens.
+        finished: It came to an end by itself.
+        ids: Its tokens, the end among them.
+    """
 
     text: str
     finished: bool
+    ids: tuple[int, ...] = ()
 
 
 def answers(
@@ -52,7 +61,14 @@ def answers(
         rows = _continued(policy, codec, [list(prompts[i]) for i in places], decoding, ends)
         for turn, place in enumerate(places):
             own = rows[turn * decoding.n : (turn + 1) * decoding.n]
-            yield place, [Answer(codec.text(ids).strip(), not ends.isdisjoint(ids)) for ids in own]
+            yield place, [_answer(codec, ids, ends) for ids in own]
+
+
+def _answer(codec: Codec, ids: list[int], ends: frozenset[int]) -> Answer:
+    """Return the answer that generated `ids` are, up to their first end; behind it stands padding."""
+    end = next((place for place, one in enumerate(ids) if one in ends), None)
+    own = ids if end is None else ids[: end + 1]
+    return Answer(codec.text(own).strip(), end is not None, tuple(own))
 
 
 @torch.no_grad()
@@ -64,10 +80,12 @@ def _continued(
     pad = codec.tokenizer.pad_token_id
     ids = torch.tensor([[pad] * (width - len(prompt)) + prompt for prompt in prompts], device=policy.device)
     mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    mask = mask.to(policy.device)
     with policy.native_attention(), policy.autocast():
+        started = _started(policy.model, ids, mask, decoding.n) if decoding.n > 1 else {}
         out = policy.model.generate(
-            input_ids=ids,
-            attention_mask=mask.to(policy.device),
+            input_ids=ids.repeat_interleave(decoding.n, 0),
+            attention_mask=mask.repeat_interleave(decoding.n, 0),
             max_new_tokens=_room(policy, width, decoding.max_new_tokens),
             eos_token_id=sorted(ends),
             repetition_penalty=1.0,
@@ -75,9 +93,33 @@ def _continued(
             # Processes answer different numbers of prompts, and none needs another for it.
             synced_gpus=False,
             **_choice(decoding),
+            **started,
         )
     rows: list[list[int]] = out[:, width:].tolist()
     return rows
+
+
+def _started(model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor, n: int) -> dict[str, Any]:
+    """Run the prompts `ids` (B, L) but for their last tokens, once each, and return the cache of n answers.
+
+    A model whose state is no cache of keys and values, or that takes no positions, starts from nothing.
+    """
+    takes = inspect.signature(model.forward).parameters
+    if ids.shape[1] < 2 or model._is_stateful or not {"position_ids", "past_key_values"} <= takes.keys():
+        return {}
+    cache = DynamicCache(config=model.config)
+    places = (mask.cumsum(-1) - 1).clamp_(min=0)
+    few = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
+    model(
+        input_ids=ids[:, :-1],
+        attention_mask=mask[:, :-1],
+        position_ids=places[:, :-1],
+        past_key_values=cache,
+        use_cache=True,
+        **few,
+    )
+    cache.batch_repeat_interleave(n)
+    return {"past_key_values": cache}
 
 
 def _choice(decoding: Decoding) -> dict[str, Any]:
@@ -88,7 +130,6 @@ def _choice(decoding: Decoding) -> dict[str, Any]:
         "temperature": decoding.temperature,
         "top_p": decoding.top_p,
         "top_k": 0,
-        "num_return_sequences": decoding.n,
     }
 
 

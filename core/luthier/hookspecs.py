@@ -51,6 +51,10 @@ class Registration:
         """Register `luthier.RewardModel` classes: scores of completions."""
 
     @hookspec
+    def register_selectors(self, register: Register) -> None:
+        """Register `luthier.Selector` classes: which of several answers is taken."""
+
+    @hookspec
     def register_mergers(self, register: Register) -> None:
         """Register `luthier.Merger` classes: one tensor out of the same tensor of several models."""
 

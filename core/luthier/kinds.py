@@ -51,6 +51,7 @@ KINDS: dict[str, Kind] = {
             "luthier.reward_model:RewardModel",
             many=True,
         ),
+        Kind("selector", "selector", "register_selectors", "luthier.selector:Selector"),
         Kind("merger", "merger", "register_mergers", "luthier.merger:Merger"),
         Kind("data_source", "data", "register_data_sources", "luthier.data_source:DataSource"),
         Kind("row_filter", "row_filter", "register_row_filters", "luthier.row_filter:RowFilter", many=True),

@@ -1,180 +1,256 @@
-"""`sample`: answers to the prompts of rows, scored by the rows' source, as candidates, pairs or rows."""
+"""`sample`: answers to prompts, scored and chosen among, as candidates, pairs or rows."""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
-from rich.progress import track
+from rich.progress import Progress
 
 from luthier import config as configs
+from luthier.answered import WRITES, Answered, Writer
 from luthier.codec import Codec
 from luthier.data import read
 from luthier.data_source import DataSource, Row
 from luthier.errors import ConfigError, DataError, unknown
-from luthier.evaluation import plain_text
 from luthier.generation import Answer, Decoding, answers
-from luthier.model import load_model
+from luthier.journal import Journal
+from luthier.model import LoadedModel, load_model
 from luthier.model_policy import policy_of
+from luthier.policy import Policy
+from luthier.prompted import Prompted
+from luthier.reward_model import Candidate, Place
+from luthier.sample_report import SampleResult, show_answers, show_result
+from luthier.scoring import Scores, Scoring
+from luthier.selector import Selector
+from luthier.tally import Tally, draw_curve
 
-WRITES = ("candidates", "pairs", "rows")
-
-
-@dataclass(frozen=True)
-class SampleResult:
-    """What `sample` returns and shows.
-
-    Attributes:
-        out: The file.
-        prompts: How many prompts were answered.
-        answers: How many answers were made.
-        right: How many of them the source calls right.
-        solved: Prompts with a right answer among theirs.
-        written: Lines of the file.
-    """
-
-    out: Path
-    prompts: int
-    answers: int
-    right: int
-    solved: int
-    written: int
-
-
-@dataclass(frozen=True)
-class _Scored:
-    answer: Answer
-    score: float | None
-
-    @property
-    def right(self) -> bool:
-        return self.answer.finished and self.score is not None and self.score >= 1.0
+log = logging.getLogger("luthier")
+TOGETHER = 8
+"""Batches of answers that are made, scored and written as one part."""
 
 
 def sample(config: DictConfig) -> SampleResult:
-    """Answer the prompts of `config.data` and write what `config.write` says, one JSON object a line.
+    """Answer prompts and write what `config.write` says, one JSON object a line; what was stopped goes on.
 
     Raises:
         LuthierError: Something a person can mend; one line says what, where and how.
     """
-    out, decoding = _checked(config)
-    quantiser = configs.build("quantiser", config.quantiser) if config.quantiser else None
-    source: DataSource = configs.build("data_source", config.data)
-    loaded = load_model(config.model, train_base=False, quantiser=quantiser)
-    codec = Codec(loaded.tokenizer)
-    rows = _rows(config, source, codec)
-    prompts = [codec.prompt_ids(row.fields["prompt"], row.origin, row.fields.get("tools")) for row in rows]
-    policy = policy_of(loaded, config.model.fused)
-    found: dict[int, list[_Scored]] = {}
-    console = Console(stderr=True)
-    with torch.random.fork_rng():
-        torch.manual_seed(config.seed)
-        made = answers(policy, codec, prompts, decoding)
-        for place, own in track(made, "answers", len(rows), console=console, transient=True):
-            found[place] = [_Scored(one, source.verify(rows[place], one.text)) for one in own]
-            if config.write != "candidates" and all(one.score is None for one in found[place]):
-                where = rows[place].origin
-                raise DataError(f"{where}: nothing says which answers are right: set write=candidates")
-    lines = [line for place, row in enumerate(rows) for line in _lines(config, row, found[place])]
-    _write(out, lines)
-    result = _result(out, list(found.values()), len(lines))
-    _show(result, config.write)
+    _check(config)
+    sampling = _Sampling.prepare(config)
+    journal = Journal(Path(config.out).expanduser(), sampling.digest()) if config.out else None
+    try:
+        tally = sampling.run(journal)
+    except BaseException:
+        if journal:
+            journal.abandon()
+        raise
+    if journal:
+        journal.close()
+    result = SampleResult.of(tally, journal.out if journal else None, sampling.selector)
+    if config.picture:
+        draw_curve(result.curve, Path(config.picture).expanduser())
+    show_result(result, config.write, config.picture)
     return result
 
 
-def _checked(config: DictConfig) -> tuple[Path, Decoding]:
+def _check(config: DictConfig) -> None:
     if config.write not in WRITES:
         raise ConfigError(unknown("write", str(config.write), WRITES))
-    for key in ("n", "temperature", "max_new_tokens", "batch_size", "pairs_each"):
+    for key in ("n", "temperature", "max_new_tokens", "batch_size", "pairs_each", "pack_tokens"):
         if not config[key] > 0:
             raise ConfigError(f"{key}={config[key]} must be positive")
     if not 0 < config.top_p <= 1:
         raise ConfigError(f"top_p={config.top_p} must be in (0, 1]")
-    out = Path(config.out).expanduser()
-    if out.exists():
-        raise ConfigError(f"out={out} is there already; choose another file, or remove it")
-    _write(out, [])  # now rather than after the work
-    out.unlink()
-    decoding = Decoding(config.max_new_tokens, config.batch_size, config.n, config.temperature, config.top_p)
-    return out, decoding
+    if (config.data is None) == (config.prompt is None):
+        raise ConfigError("expected prompts: either data=SOURCE or prompt='…'")
+    if config.out is None and (config.data is not None or config.write != "candidates"):
+        raise ConfigError(
+            "out is missing: the file to write; only the answers to prompt='…' are shown without one"
+        )
+    if config.picture and config.n < 2:
+        raise ConfigError(f"picture={config.picture} draws score against N, and n={config.n}")
+
+
+@dataclass(frozen=True)
+class _Sampling:
+    """Everything that answers, scores and chooses."""
+
+    config: DictConfig
+    loaded: LoadedModel
+    policy: Policy
+    codec: Codec
+    source: DataSource
+    rows: Sequence[Row]
+    prompts: Sequence[Sequence[int]]
+    scoring: Scoring | None
+    selector: Selector
+    decoding: Decoding
+
+    @classmethod
+    def prepare(cls, config: DictConfig) -> _Sampling:
+        """Build every method, load the model, read and tokenise the prompts."""
+        quantiser = configs.build("quantiser", config.quantiser) if config.quantiser else None
+        selector: Selector = configs.build("selector", config.selector)
+        asked = Prompted.of(config.prompt)
+        source: DataSource = configs.build("data_source", config.data) if config.data else asked
+        loaded = load_model(config.model, train_base=False, quantiser=quantiser)
+        codec = Codec(loaded.tokenizer)
+        source = source if config.data else replace(asked, chat=codec.has_template)
+        rows = _rows(config, source, codec)
+        prompts = [codec.prompt_ids(r.fields["prompt"], r.origin, r.fields.get("tools")) for r in rows]
+        check_room(prompts, rows, loaded.context)
+        policy = policy_of(loaded, config.model.fused)
+        place = Place(source, loaded, config.model.device, config.model.dtype, config.pack_tokens)
+        scoring = Scoring.of(config.reward_models, place)
+        decoding = Decoding(
+            config.max_new_tokens, config.batch_size, config.n, config.temperature, config.top_p
+        )
+        return cls(config, loaded, policy, codec, source, rows, prompts, scoring, selector, decoding)
+
+    def digest(self) -> str:
+        """Return a hash of all that decides what is written: options, model and prompts."""
+        options = OmegaConf.to_container(self.config, resolve=True)
+        assert isinstance(options, dict)
+        kept = {key: value for key, value in options.items() if key not in ("out", "picture", "plugins")}
+        text = json.dumps([kept, self.loaded.name, self.prompts], sort_keys=True, default=str)
+        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+    def run(self, journal: Journal | None) -> Tally:
+        """Answer part after part; those that `journal` has already are left out."""
+        tally = Tally(**journal.state) if journal and journal.state else Tally()
+        size = TOGETHER * max(1, self.decoding.batch_size // self.decoding.n)
+        console = Console(stderr=True)
+        with Progress(console=console, transient=True) as progress, torch.random.fork_rng():
+            bar = progress.add_task("answers", total=len(self.rows))
+            for number, first in enumerate(range(0, len(self.rows), size)):
+                places = range(first, min(first + size, len(self.rows)))
+                if journal is None or number >= journal.parts:
+                    # A seed of its own for every part: where a run was stopped leaves no trace.
+                    torch.manual_seed(self.config.seed * 1_000_003 + number)
+                    self._part(places, tally, journal, lambda: progress.advance(bar))
+                else:
+                    progress.advance(bar, len(places))
+        if tally.scored == tally.prompts and tally.flat == tally.prompts:
+            log.warning("all answers to every prompt have the same score: there is no signal to choose by")
+        return tally
+
+    def _part(self, places: range, tally: Tally, journal: Journal | None, advance: object) -> None:
+        answered = self._answered(places, advance)
+        lines = []
+        for one in answered:
+            own = list(self._writer.lines(one))
+            tally.add(one, len(own), self.selector)
+            lines += own
+        if journal:
+            journal.add(lines, tally.state())
+        else:
+            show_answers(answered)
+
+    @property
+    def _writer(self) -> Writer:
+        config = self.config
+        least = config.min_score
+        if least is None and self.scoring is None and self.selector.needs_scores:
+            least = 1.0  # partial credit is not a right answer
+        return Writer(config.write, least, config.pairs_each, config.gold)
+
+    def _answered(self, places: range, advance: object) -> list[Answered]:
+        """Return what became of the prompts at `places`, in order."""
+        made = answers(self.policy, self.codec, [self.prompts[place] for place in places], self.decoding)
+        told: dict[int, list[Answer]] = {}
+        for turn, own in made:
+            told[places[turn]] = own
+            assert callable(advance)
+            advance()
+        found = {place: self._candidates(self.rows[place], told[place]) for place in places}
+        scored = self._scored([one for place in places for one in found[place]])
+        answered, first = [], 0
+        for place in places:
+            stop = first + len(found[place])
+            parts = {name: part[first:stop] for name, part in scored.parts.items()} if scored else {}
+            total = scored.total[first:stop] if scored else None
+            answered.append(self._chosen(self.rows[place], found[place], total, parts))
+            first = stop
+        return answered
+
+    def _candidates(self, row: Row, own: Sequence[Answer]) -> list[Candidate]:
+        prompt = row.fields["prompt"]
+        return [Candidate(prompt, one.text, len(one.ids), one.finished, row) for one in own]
+
+    def _scored(self, candidates: Sequence[Candidate]) -> Scores | None:
+        return self.scoring(candidates) if self.scoring else None
+
+    def _chosen(
+        self,
+        row: Row,
+        candidates: Sequence[Candidate],
+        scores: torch.Tensor | None,
+        parts: dict[str, torch.Tensor],
+    ) -> Answered:
+        verified = [self._verified(row, one) for one in candidates]
+        rights = [None if value is None else value >= 1.0 and one.finished
+                  for value, one in zip(verified, candidates, strict=True)]  # fmt: skip
+        if scores is None and None not in verified:
+            scores = torch.tensor([value or 0.0 for value in verified])
+        chosen = None
+        if scores is not None or not self.selector.needs_scores:
+            chosen = self.selector.choose(
+                candidates, torch.zeros(len(candidates)) if scores is None else scores
+            )
+        elif self.config.write != "candidates":
+            raise DataError(
+                f"{row.origin}: nothing says which answers are right: set write=candidates, or reward_model=…"
+            )
+        return Answered(row, candidates, rights, scores, parts, chosen)
+
+    def _verified(self, row: Row, one: Candidate) -> float | None:
+        try:
+            return self.source.verify(row, one.completion)
+        except DataError:
+            raise
+        except Exception as error:
+            if self.scoring:  # which the user chose to score by; a verifier among them says it itself
+                return None
+            raise DataError(
+                f"{row.origin}: verifying failed ({type(error).__name__}: {error}); reward_model=[verifier] "
+                "reward_models.verifier.on_error=zero counts such answers as wrong"
+            ) from error
 
 
 def _rows(config: DictConfig, source: DataSource, codec: Codec) -> list[Row]:
     filters = [configs.build("row_filter", node) for node in (config.get("row_filters") or {}).values()]
-    rows = list(read(source, codec.has_template, filters, dropped=Counter()))
+    rows = list(_with_prompts(read(source, codec.has_template, filters, dropped=Counter())))
     if not rows:
         raise DataError("the data holds no row to answer")
+    return rows
+
+
+def _with_prompts(rows: Iterator[Row]) -> Iterator[Row]:
     for row in rows:
         if row.fields.get("prompt") is None:
             has = ", ".join(row.fields) or "nothing"
             raise DataError(f"{row.origin}: has {has}; an answer needs 'prompt'; rename with data.columns")
-    return rows
+        yield row
 
 
-def _lines(config: DictConfig, row: Row, found: Sequence[_Scored]) -> Iterator[dict[str, Any]]:
-    """Yield what is written of a row's answers; equal texts count once in pairs and rows."""
-    prompt = row.fields["prompt"]
-    if config.write == "candidates":
-        for one in found:
-            yield {"prompt": prompt, "completion": _spoken(prompt, one.answer.text), "score": one.score,
-                   "finished": one.answer.finished, "origin": row.origin}  # fmt: skip
-        return
-    right = list(dict.fromkeys(one.answer.text for one in found if one.right))
-    own = row.fields.get("completion")
-    if not right and config.gold and own is not None:
-        right = [plain_text(own).strip()]
-    expected = {} if own is None else {"answer": plain_text(own).strip()}
-    if config.write == "rows":
-        for text in right[:1]:
-            yield {"prompt": prompt, "completion": _spoken(prompt, text), **expected}
-        return
-    wrong = dict.fromkeys(one.answer.text for one in found if one.score is not None and one.score < 1.0)
-    usable = [text for text in wrong if text and text not in right]
-    for chosen, rejected in list(zip(right, usable, strict=False))[: config.pairs_each]:
-        yield {"prompt": prompt, "chosen": _spoken(prompt, chosen), "rejected": _spoken(prompt, rejected),
-               **expected}  # fmt: skip
+def check_room(prompts: Sequence[Sequence[int]], rows: Sequence[Row], context: int | None) -> None:
+    """Refuse a prompt that leaves no token of `context` for an answer.
 
-
-def _spoken(prompt: Any, text: str) -> Any:
-    """Return an answer in the form of its prompt: messages after messages."""
-    return text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
-
-
-def _write(out: Path, lines: Sequence[dict[str, Any]]) -> None:
-    draft = out.with_name(out.name + ".part")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_text(
-            "".join(json.dumps(line, ensure_ascii=False, default=str) + "\n" for line in lines),
-            encoding="utf-8",
-        )
-        draft.replace(out)
-    except OSError as error:
-        raise ConfigError(f"out={out} cannot be written: {error.strerror}") from error
-
-
-def _result(out: Path, found: Sequence[Sequence[_Scored]], written: int) -> SampleResult:
-    return SampleResult(
-        out=out,
-        prompts=len(found),
-        answers=sum(map(len, found)),
-        right=sum(one.right for own in found for one in own),
-        solved=sum(any(one.right for one in own) for own in found),
-        written=written,
-    )
-
-
-def _show(result: SampleResult, what: str) -> None:
-    share, solved = result.right / result.answers, result.solved / result.prompts
-    Console(highlight=False).print(
-        f"{result.prompts:,} prompts · {result.answers:,} answers, {share:.0%} right · "
-        f"{solved:.0%} of the prompts have a right one\n{result.written:,} {what} in {result.out}",
-        soft_wrap=True,
-    )
+    Raises:
+        DataError: The first such row is named.
+    """
+    for ids, row in zip(prompts, rows, strict=True):
+        if context is not None and len(ids) >= context:
+            raise DataError(
+                f"{row.origin}: the prompt has {len(ids):,} tokens, and the model's context is {context:,}: "
+                "there is no room for an answer; shorten it or leave the row out"
+            )

@@ -22,7 +22,9 @@ def show_usage(verb: str, overrides: list[str]) -> int:
     """Print the help of `verb`; with group choices in `overrides`, the options of those methods too."""
     console = Console(highlight=False)
     root = VERBS[verb]
-    console.print(f"{inspect.getdoc(root)}\n\nusage: luthier {verb} [GROUP=CHOICE …] [OPTION=VALUE …]\n")
+    # Paragraphs, so that the terminal breaks the lines.
+    said = "\n\n".join(" ".join(part.split()) for part in (inspect.getdoc(root) or "").split("\n\n"))
+    console.print(f"{said}\n\nusage: luthier {verb} [GROUP=CHOICE …] [OPTION=VALUE …]\n")
     console.print("[bold]groups[/]")
     console.print(_grid(_groups(root)))
     chosen = dict(one.lstrip("+").split("=", 1) for one in overrides if "=" in one)

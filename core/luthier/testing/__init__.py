@@ -21,6 +21,7 @@ from luthier.testing.optimiser import OptimiserSuite
 from luthier.testing.quantiser import QuantiserSuite
 from luthier.testing.reward_model import RewardModelSuite
 from luthier.testing.row_filter import RowFilterSuite
+from luthier.testing.selector import SelectorSuite
 from luthier.testing.suite import Suite
 from luthier.testing.tracker import TrackerSuite
 
@@ -30,6 +31,7 @@ SUITES: dict[str, type[Suite]] = {
     "optimiser": OptimiserSuite,
     "objective": ObjectiveSuite,
     "reward_model": RewardModelSuite,
+    "selector": SelectorSuite,
     "merger": MergerSuite,
     "data_source": DataSourceSuite,
     "row_filter": RowFilterSuite,
@@ -39,6 +41,6 @@ SUITES: dict[str, type[Suite]] = {
 
 __all__ = [
     "SUITES", "AdapterSuite", "DataSourceSuite", "FakeQuantised", "MergerSuite", "ObjectiveSuite",
-    "OptimiserSuite", "QuantiserSuite", "RewardModelSuite", "RowFilterSuite", "Suite", "TrackerSuite",
-    "quantised", "tiny_gpt2", "tiny_llama", "tiny_tokenizer",
+    "OptimiserSuite", "QuantiserSuite", "RewardModelSuite", "RowFilterSuite", "SelectorSuite", "Suite",
+    "TrackerSuite", "quantised", "tiny_gpt2", "tiny_llama", "tiny_tokenizer",
 ]  # fmt: skip

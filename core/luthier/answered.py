@@ -1,0 +1,128 @@
+"""A prompt with its answers, their scores and the one that was chosen, and what is written of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from luthier.data_source import Row
+from luthier.evaluation import plain_text
+from luthier.reward_model import Candidate
+
+WRITES = ("candidates", "pairs", "rows")
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A prompt and n answers to it.
+
+    Attributes:
+        row: Where the prompt comes from.
+        candidates: The answers.
+        rights: Whether the row's source calls each of them right; None where it cannot tell.
+        scores: (n,) float32 that they are chosen by; None: nothing scores them.
+        parts: What each reward model adds, before its weight, by name: (n,) each.
+        chosen: Place of the one that the selector takes; None: there is nothing to choose by.
+    """
+
+    row: Row
+    candidates: Sequence[Candidate]
+    rights: Sequence[bool | None]
+    scores: torch.Tensor | None
+    parts: Mapping[str, torch.Tensor]
+    chosen: int | None
+
+    def __len__(self) -> int:
+        return len(self.candidates)
+
+
+@dataclass(frozen=True)
+class Writer:
+    """Makes lines of answered prompts.
+
+    Attributes:
+        what: candidates, pairs or rows.
+        least: Least score of a row's answer and of a pair's chosen side, which the rejected one stays below;
+            None: any.
+        pairs_each: Most pairs of one prompt.
+        gold: Take a row's own completion where no answer is good enough.
+    """
+
+    what: str
+    least: float | None
+    pairs_each: int
+    gold: bool
+
+    def lines(self, one: Answered) -> Iterator[dict[str, Any]]:
+        """Yield what is written of a prompt; equal texts count once in pairs and rows."""
+        if self.what == "candidates":
+            yield from _candidates(one)
+            return
+        prompt, own = one.row.fields["prompt"], one.row.fields.get("completion")
+        expected = {} if own is None else {"answer": plain_text(own).strip()}
+        good = self._good(one)
+        if not good and self.gold and own is not None:
+            good = [plain_text(own).strip()]
+        if self.what == "rows":
+            for text in good[:1]:
+                yield {"prompt": prompt, "completion": _spoken(prompt, text), **expected}
+            return
+        for chosen, rejected in list(zip(good, self._bad(one, good), strict=False))[: self.pairs_each]:
+            yield {"prompt": prompt, "chosen": _spoken(prompt, chosen), "rejected": _spoken(prompt, rejected),
+                   **expected}  # fmt: skip
+
+    def _good(self, one: Answered) -> list[str]:
+        """Return the texts that are good enough, the chosen one first and then by score."""
+        scores = _scores(one)
+        order = sorted(range(len(one)), key=lambda place: (place != one.chosen, -scores[place]))
+        if self.what == "pairs" and self.least is None:  # a pair's sides must differ in score
+            order = [place for place in order if scores[place] > min(scores)]
+        kept = [
+            p for p in order if self.least is None or (one.candidates[p].finished and self._passes(scores[p]))
+        ]
+        return [text for text in dict.fromkeys(one.candidates[p].completion for p in kept) if text]
+
+    def _bad(self, one: Answered, good: Sequence[str]) -> list[str]:
+        """Return the texts that are not, the worst first; without `least`, those below the best score."""
+        scores = _scores(one)
+        order = sorted(range(len(one)), key=lambda place: scores[place])
+        below = [
+            p
+            for p in order
+            if (scores[p] < max(scores) if self.least is None else not self._passes(scores[p]))
+        ]
+        texts = dict.fromkeys(one.candidates[place].completion for place in below)
+        taken = good[: self.pairs_each]
+        return [text for text in texts if text and text not in taken]
+
+    def _passes(self, score: float) -> bool:
+        return self.least is None or score >= self.least
+
+
+def _scores(one: Answered) -> list[float]:
+    return [0.0] * len(one) if one.scores is None else [float(score) for score in one.scores]
+
+
+def _candidates(one: Answered) -> Iterator[dict[str, Any]]:
+    prompt = one.row.fields["prompt"]
+    for place, (candidate, right) in enumerate(zip(one.candidates, one.rights, strict=True)):
+        parts = {name: round(float(scores[place]), 6) for name, scores in one.parts.items()}
+        yield {
+            "prompt": prompt,
+            "completion": _spoken(prompt, candidate.completion),
+            "score": None if one.scores is None else round(float(one.scores[place]), 6),
+            **({"scores": parts} if parts else {}),
+            **({} if right is None else {"right": right}),
+            **({} if one.chosen is None else {"chosen": place == one.chosen}),
+            "finished": candidate.finished,
+            "tokens": candidate.tokens,
+            "origin": one.row.origin,
+        }
+
+
+def _spoken(prompt: Any, text: str) -> Any:
+    """Return an answer in the form of its prompt: messages after messages."""
+    return text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
