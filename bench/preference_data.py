@@ -71,7 +71,7 @@ def with_others(encoded: list[dict[str, Any]], job: Job) -> list[dict[str, Any]]
     from luthier.run_data import objective_of, training_rows
 
     config = luthier.compose("train", overrides(job))
-    trees = training_rows(config, load_model_tokenizer(config.model), objective_of(config))[0].trees
+    trees = training_rows(config, load_model_tokenizer(config.model), objective_of(config)).data.trees
     both = []
     for row, tree in zip(encoded, trees, strict=True):
         own, other = (list(tree.prompt + branch.ids) for branch in tree.branches)

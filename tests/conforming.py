@@ -13,6 +13,7 @@ from luthier.saving import save_model
 from luthier.score_head import attach_head
 from luthier.testing import (
     DataSourceSuite,
+    ObjectiveSuite,
     OptimiserSuite,
     RewardModelSuite,
     TrackerSuite,
@@ -27,6 +28,7 @@ from luthier_plugins.data_sources.jsonl import JsonLines
 from luthier_plugins.data_sources.mixture import Mixture
 from luthier_plugins.data_sources.parquet import Parquet
 from luthier_plugins.data_sources.reasoning_gym import ReasoningGym
+from luthier_plugins.objectives.reward import Reward
 from luthier_plugins.optimisers.galore import GaLore
 from luthier_plugins.optimisers.paged_adamw import PagedAdamW
 from luthier_plugins.optimisers.paged_adamw_8bit import PagedAdamW8bit
@@ -154,6 +156,13 @@ class ProcessSuite(OutcomeSuite):
     kind = "token"
 
 
+class RewardSuite(ObjectiveSuite):
+    """Its scores are those of last tokens, whatever they are."""
+
+    method = Reward
+    scores_tokens = False
+
+
 class VerifierSuite(RewardModelSuite):
     """By a pattern; its other ways need rows, which the suite has none of."""
 
@@ -191,6 +200,7 @@ SUITES = {
         ReasoningGymSuite,
         WandBSuite,
         GaLoreSuite,
+        RewardSuite,
         OutcomeSuite,
         ProcessSuite,
         VerifierSuite,

@@ -27,7 +27,7 @@ class Wrapped(Objective):
 
     def __post_init__(self) -> None:
         """Be what `inner` is."""
-        for name in ("needs_reference", "head", "pools", "branch_names", "holds"):
+        for name in ("needs_reference", "head", "pools", "online", "branch_names", "holds"):
             object.__setattr__(self, name, getattr(self.inner, name))
 
     def encode(self, row: Row, codec: Codec) -> Tree | Sequence[Tree]:
@@ -140,6 +140,8 @@ def combined(objective: Objective, others: Mapping[str, Any]) -> Objective:
     """
     if not others:
         return objective
+    if objective.online:
+        raise ConfigError("also: an objective that learns from its own answers has no completions to teach")
     parts = {}
     for name, given in others.items():
         options = dict(given) if isinstance(given, Mapping) else {"weight": given}

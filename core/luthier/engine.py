@@ -16,7 +16,8 @@ from typing import Protocol
 import torch
 from torch import nn
 
-from luthier.data import Sampler
+from luthier.batches import Batches
+from luthier.errors import GuardError
 from luthier.meter import Guard, Meter, Skips, Unmoved
 from luthier.objective import Objective
 from luthier.optimiser import InBackward
@@ -112,8 +113,7 @@ class Loop:
 
     policy: Policy
     objective: Objective
-    trees: Sequence[Tree]
-    sampler: Sampler
+    batches: Batches
     optimiser: torch.optim.Optimizer
     schedule: torch.optim.lr_scheduler.LRScheduler
     plan: Plan
@@ -135,13 +135,15 @@ class Loop:
 
         Raises:
             LuthierError: The loss or the gradient is not finite; the rows of that pack are named.
+            GuardError: The batches say that it should not go on; a checkpoint was saved.
         """
         progress, plan = self.progress, self.plan
         unmoved = Unmoved(self.policy.model, progress.step, plan.total_steps)
         self._start = time.perf_counter() - progress.window_seconds
         self.policy.model.train()
         while progress.step < plan.total_steps and not self.finished:
-            self._step(progress.step + 1)
+            trees = self._next()
+            self._step(trees, progress.step + 1)
             unmoved.look(progress.step)
             best = self._reflect()
             stopping = self.observer.stopping(progress.step)
@@ -167,8 +169,16 @@ class Loop:
         self.observer.save(self.progress)
         self._start = time.perf_counter() - self.progress.window_seconds
 
-    def _step(self, step: int) -> None:
-        trees = [self.trees[i] for i in self.sampler.batch(step - 1)]
+    def _next(self) -> list[Tree]:
+        try:
+            self._batch = self.batches.batch(self.progress.step)
+        except GuardError:
+            if self.progress.step:
+                self._save()
+            raise
+        return self._batch
+
+    def _step(self, trees: Sequence[Tree], step: int) -> None:
         weight = self._accumulate(trees, step)
         self._rate = float(self.schedule.get_last_lr()[0])
         if self._in_backward:
@@ -223,7 +233,11 @@ class Loop:
         means, norm, progress = self._meter.drain(self.processes), float(self._norm), self.progress
         loss = means.pop("loss")
         self._check(norm if math.isfinite(loss) and not self.plan.skips_non_finite else loss)
-        means = {**self.objective.summarise(means), **self._skips.look(progress.step)}
+        means = {
+            **self.batches.metrics(),
+            **self.objective.summarise(means),
+            **self._skips.look(progress.step),
+        }
         self._guard.clear()
         progress.seconds += progress.window_seconds
         progress.tokens += progress.window_tokens
@@ -232,7 +246,7 @@ class Loop:
         report = StepReport(
             step=progress.step,
             total_steps=self.plan.total_steps,
-            epoch=progress.step / self.sampler.steps_per_epoch,
+            epoch=progress.step / self.batches.steps_per_epoch,
             loss=loss,
             metrics=means,
             learning_rate=self._rate,
@@ -257,7 +271,9 @@ class Loop:
             self._guard.stop(self.processes, self._origins)
 
     def _origins(self, step: int) -> list[str]:
-        return [self.trees[i].origin for i in self.sampler.batch(step - 1)]
+        # A guard may see a step late; what is online has only its last batch left.
+        late = step != self.progress.step and not self.objective.online
+        return [tree.origin for tree in (self.batches.batch(step - 1) if late else self._batch)]
 
     def _pause(self) -> None:
         self.progress.window_seconds = time.perf_counter() - self._start

@@ -21,6 +21,10 @@ class ConfigError(LuthierError, ValueError):
     """A composed configuration that cannot be run."""
 
 
+class GuardError(LuthierError):
+    """A run that should not go on, and whose weights are kept as they are."""
+
+
 class DataError(LuthierError, ValueError):
     """A row, file or source that cannot be trained on."""
 

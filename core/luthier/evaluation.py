@@ -11,14 +11,16 @@ import torch
 from luthier.codec import Codec
 from luthier.data import Encoded
 from luthier.data_source import DataSource, Row
-from luthier.generation import Decoding, answers
+from luthier.generation import Answer, Decoding, answers
 from luthier.meter import Meter
 from luthier.objective import Objective
 from luthier.parallel import Processes
 from luthier.policy import Policy
 from luthier.pooling import pooled
 from luthier.report import EvaluationReport, Sample
+from luthier.reward_model import Candidate
 from luthier.score_head import CLASSES
+from luthier.scoring import Scoring
 from luthier.settings import EvaluationConfig
 from luthier.tree import Pack, cut
 
@@ -35,6 +37,7 @@ class Evaluator:
     settings: EvaluationConfig
     pack_tokens: int
     processes: Processes = field(default_factory=Processes)
+    scoring: Scoring | None = None
 
     def report(self, step: int, answer: bool) -> EvaluationReport:
         """Return the held-out loss and, with `answer`, the share of prompts answered right.
@@ -43,9 +46,12 @@ class Evaluator:
         """
         self.policy.model.eval()
         with self.processes.whole(self.policy):
-            loss, perplexity, metrics = self._loss()
-            speaks = self.objective.head not in CLASSES  # a reward model answers nothing
-            samples = self._answers() if answer and speaks and self.settings.generate else []
+            if self.objective.online:
+                loss, perplexity, metrics, samples = self._rewarded()
+            else:
+                loss, perplexity, metrics = self._loss()
+                speaks = self.objective.head not in CLASSES  # a reward model answers nothing
+                samples = self._answers() if answer and speaks and self.settings.generate else []
         scores = [sample.score for sample in samples if sample.score is not None]
         return EvaluationReport(
             step=step,
@@ -74,17 +80,43 @@ class Evaluator:
         perplexity = None if nll is None else math.exp(min(nll, 700.0))
         return loss, perplexity, dict(self.objective.summarise(metrics))
 
-    def _answers(self) -> list[Sample]:
-        rows = [row for row in self.held_out.rows if row.fields.get("prompt") is not None]
+    def _rewarded(self) -> tuple[float, None, dict[str, float], list[Sample]]:
+        """Answer greedily and have the reward models score it; less reward is more loss."""
+        rows = self._prompted()
         mine = self.processes.share(range(len(rows)))
-        prompts = [
-            self.codec.prompt_ids(rows[i].fields["prompt"], rows[i].origin, rows[i].fields.get("tools"))
-            for i in mine
+        told = self._told([rows[i] for i in mine])
+        found = [
+            Candidate(rows[i].fields["prompt"], one.text, len(one.ids), one.finished, rows[i])
+            for i, one in zip(mine, told, strict=True)
         ]
-        told = generate(self.policy, self.codec, prompts, self.settings)
-        samples = {i: self._sample(rows[i], answer) for i, answer in zip(mine, told, strict=True)}
+        assert self.scoring is not None
+        rewards = self.scoring(found).total.tolist()
+        samples = {i: self._sample(rows[i], one.text) for i, one in zip(mine, told, strict=True)}
+        parts = self.processes.gather(
+            (samples, rewards, [one.finished for one in told], [one.tokens for one in found])
+        )
+        everyones = {i: sample for part in parts for i, sample in part[0].items()}
+        means = [sum(x for part in parts for x in part[place]) / len(rows) for place in (1, 2, 3)]
+        metrics = dict(zip(("reward", "finished", "length"), means, strict=True))
+        return -metrics["reward"], None, metrics, [everyones[i] for i in range(len(rows))]
+
+    def _answers(self) -> list[Sample]:
+        rows = self._prompted()
+        mine = self.processes.share(range(len(rows)))
+        told = self._told([rows[i] for i in mine])
+        samples = {i: self._sample(rows[i], one.text) for i, one in zip(mine, told, strict=True)}
         everyones = {i: sample for part in self.processes.gather(samples) for i, sample in part.items()}
         return [everyones[i] for i in range(len(rows))]
+
+    def _prompted(self) -> list[Row]:
+        return [row for row in self.held_out.rows if row.fields.get("prompt") is not None]
+
+    def _told(self, rows: Sequence[Row]) -> list[Answer]:
+        """Answer the prompts of `rows` greedily."""
+        prompts = [
+            self.codec.prompt_ids(row.fields["prompt"], row.origin, row.fields.get("tools")) for row in rows
+        ]
+        return greedy(self.policy, self.codec, prompts, self.settings)
 
     def _sample(self, row: Row, answer: str) -> Sample:
         return Sample(
@@ -96,13 +128,19 @@ class Evaluator:
         )
 
 
+def greedy(
+    policy: Policy, codec: Codec, prompts: Sequence[Sequence[int]], settings: EvaluationConfig
+) -> list[Answer]:
+    """Answer `prompts` with the likeliest tokens, and return the answers in order."""
+    found = dict(answers(policy, codec, prompts, Decoding(settings.max_new_tokens, settings.batch_size)))
+    return [found[place][0] for place in range(len(prompts))]
+
+
 def generate(
     policy: Policy, codec: Codec, prompts: Sequence[Sequence[int]], settings: EvaluationConfig
 ) -> list[str]:
     """Answer `prompts` greedily and return the texts, in order."""
-    found = answers(policy, codec, prompts, Decoding(settings.max_new_tokens, settings.batch_size))
-    texts = {place: own[0].text for place, own in found}
-    return [texts[place] for place in range(len(prompts))]
+    return [one.text for one in greedy(policy, codec, prompts, settings)]
 
 
 def plain_text(value: object) -> str:

@@ -27,6 +27,9 @@ class Forward(Protocol):
     def logprobs(self, pack: Pack) -> torch.Tensor:
         """Return (N,) float32, the log-probabilities of the pack's scored tokens."""
 
+    def both(self, pack: Pack) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return those, and (N, d), the hidden states that they were predicted from."""
+
 
 class TreeForward:
     """All trees in one row; nothing is computed twice."""
@@ -49,7 +52,12 @@ class TreeForward:
 
     def logprobs(self, pack: Pack) -> torch.Tensor:
         """See `Forward.logprobs`."""
-        return self.head.logprobs(self.hidden(pack, pack.positions), pack.targets)
+        return self.both(pack)[0]
+
+    def both(self, pack: Pack) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `Forward.both`."""
+        hidden = self.hidden(pack, pack.positions)
+        return self.head.logprobs(hidden, pack.targets), hidden
 
 
 class _Padded:
@@ -78,7 +86,12 @@ class PaddedForward(_Padded):
 
     def logprobs(self, pack: Pack) -> torch.Tensor:
         """See `Forward.logprobs`."""
-        return self.head.logprobs(self.hidden(pack, pack.positions), pack.targets)
+        return self.both(pack)[0]
+
+    def both(self, pack: Pack) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `Forward.both`."""
+        hidden = self.hidden(pack, pack.positions)
+        return self.head.logprobs(hidden, pack.targets), hidden
 
 
 class PaddedLogits(_Padded):
@@ -90,6 +103,10 @@ class PaddedLogits(_Padded):
         logits = self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits
         scored = logits.flatten(0, 1).index_select(0, places[pack.positions]).float().log_softmax(-1)
         return scored.gather(1, pack.targets[:, None])[:, 0]  # type: ignore[no-any-return]
+
+    def both(self, pack: Pack) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `Forward.both`; the model runs twice."""
+        return self.logprobs(pack), self.hidden(pack, pack.positions)
 
 
 def _rows(pack: Pack) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

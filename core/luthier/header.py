@@ -32,10 +32,15 @@ def model_line(loaded: LoadedModel) -> str:
 
 
 def header(
-    config: DictConfig, loaded: LoadedModel, data: Encoded, held_out: Encoded | None, total_steps: int
+    config: DictConfig,
+    loaded: LoadedModel,
+    data: Encoded,
+    held_out: Encoded | None,
+    total_steps: int,
+    steps_per_epoch: int,
 ) -> list[str]:
     """Return the lines: model, data with what was dropped and why, held-out rows, steps and methods."""
-    epochs = total_steps / math.ceil(len(data) / config.batch_size)
+    epochs = total_steps / steps_per_epoch
     lines = [model_line(loaded), *data.lines("data")]
     if held_out:
         lines += held_out.lines("held out")

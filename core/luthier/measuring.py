@@ -11,6 +11,7 @@ from luthier import config as configs
 from luthier.codec import Codec
 from luthier.data import Encoded
 from luthier.data_source import DataSource
+from luthier.errors import ConfigError
 from luthier.evaluation import Evaluator
 from luthier.head_start import check_head
 from luthier.header import model_line
@@ -23,6 +24,7 @@ from luthier.reference_pass import check_reference, measured_in_evaluation
 from luthier.report import EvaluationReport, as_json, versions, write_json
 from luthier.run_data import source_rows
 from luthier.run_folder import hooks, run_folder
+from luthier.scoring import Scoring
 from luthier.settings import EvaluationConfig
 from luthier.wide_residual import wants_wide
 
@@ -39,6 +41,11 @@ def evaluate(config: DictConfig) -> EvaluationReport:
         quantiser = configs.build("quantiser", config.quantiser) if config.quantiser else None
         loaded = load_model(config.model, train_base=False, quantiser=quantiser)
         objective: Objective = configs.build("objective", config.objective)
+        if objective.online:
+            raise ConfigError(
+                f"objective={config.objective.name} is measured while it trains; its result answers "
+                "under objective=sft"
+            )
         check_head(loaded, objective, config.objective.name)
         if objective.needs_reference:
             check_reference(config)
@@ -67,10 +74,11 @@ def evaluator_of(
     objective: Objective,
     held_out: tuple[DataSource, Encoded],
     processes: Processes,
+    scoring: Scoring | None = None,
 ) -> Evaluator:
     """Return what measures `policy` on the `held_out` rows."""
     values: Any = OmegaConf.to_container(config.evaluation)
     settings = EvaluationConfig(**values)
     codec = Codec(loaded.tokenizer)
     source, rows = held_out
-    return Evaluator(policy, objective, codec, source, rows, settings, config.pack_tokens, processes)
+    return Evaluator(policy, objective, codec, source, rows, settings, config.pack_tokens, processes, scoring)

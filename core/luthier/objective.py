@@ -52,6 +52,7 @@ class Objective(Method):
         head: The kind of score head that `Policy.scores` asks and that trains beside what else does:
             ``sequence`` or ``token``, saved as transformers' class for it, or ``value``, never saved.
         pools: The loss needs something about all of a step's trees: see `pool`.
+        online: It learns from answers of the policy itself: see `luthier.OnlineObjective`.
         holds: Other models it keeps in memory, by name: ``copy`` (of the whole base) or ``head`` (one value a
             position); the reference is no part of it. What a plan counts.
         branch_names: What the branches of its trees are, in order, for people, e.g. chosen and rejected.
@@ -62,6 +63,7 @@ class Objective(Method):
     needs_reference: ClassVar[bool] = False
     head: ClassVar[str | None] = None
     pools: ClassVar[bool] = False
+    online: ClassVar[bool] = False
     holds: ClassVar[Mapping[str, str]] = {}
     branch_names: ClassVar[tuple[str, ...]] = ()
     example_rows: ClassVar[Sequence[Mapping[str, Any]]] = ()

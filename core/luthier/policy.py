@@ -15,7 +15,7 @@ from luthier.errors import LuthierError, ModelError
 from luthier.forward import Forward, PaddedForward, PaddedLogits, TreeForward
 from luthier.head import Head
 from luthier.references import References
-from luthier.score_head import head_of
+from luthier.score_head import ScoreHead, head_of
 from luthier.tree import Branch, Pack, Tree
 
 log = logging.getLogger("luthier")
@@ -105,12 +105,34 @@ class Policy:
         Raises:
             LuthierError: The model has no head.
         """
-        head = head_of(self.model)
-        if head is None:
-            raise LuthierError("the model has no score head: an objective that asks for scores sets head")
+        head = self._score_head()
         with self.autocast():
             scores: torch.Tensor = self.route(lambda: head(self._forward.hidden(pack, positions)))
             return scores
+
+    def valued(self, pack: Pack) -> tuple[Logprobs, torch.Tensor]:
+        """Return the log-probabilities of the scored tokens, and (N,) float32, a value before each of them.
+
+        A value is what the head makes of the hidden state that predicts the token. One forward pass.
+
+        Raises:
+            LuthierError: The model has no head.
+        """
+        head = self._score_head()
+
+        def run() -> tuple[torch.Tensor, torch.Tensor]:
+            logprobs, hidden = self._forward.both(pack)
+            return logprobs, head(hidden)
+
+        with self.autocast():
+            logprobs, scores = self.route(run)
+            return Logprobs(logprobs, pack.offsets), scores
+
+    def _score_head(self) -> ScoreHead:
+        head = head_of(self.model)
+        if head is None:
+            raise LuthierError("the model has no score head: an objective that asks for scores sets head")
+        return head
 
     def reference(self, pack: Pack) -> torch.Tensor:
         """Return (C,) float32, the log-probability of each child under the reference; a constant.

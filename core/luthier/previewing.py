@@ -133,7 +133,8 @@ def preview(config: DictConfig) -> PreviewResult:
 
     objective: Objective = configs.build("objective", config.objective)
     loaded = load_model_tokenizer(config.model)
-    data, held_out = training_rows(config, loaded, objective)
+    found = training_rows(config, loaded, objective)
+    data, held_out = found.data, found.held_out
     chosen = _choose(config, len(data))
     names = type(objective).branch_names
     first = [data.trees[i] for i in range(min(CHECKED, len(data)))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from omegaconf import DictConfig
@@ -47,24 +48,38 @@ def source_rows(
     return source, encode(source, objective, codec, length, overflow, filters, keep_rows, unusable)
 
 
-def training_rows(
-    config: DictConfig, reader: Reader, objective: Objective
-) -> tuple[Encoded, tuple[DataSource, Encoded] | None]:
-    """Return the rows to train on, and the held-out ones with their source, which are left out of the former.
+@dataclass(frozen=True)
+class RunRows:
+    """The rows of a run.
+
+    Attributes:
+        source: Where those to train on come from.
+        data: Those.
+        held_out: The held-out ones with their source, which are left out of the former; None: there are none.
+    """
+
+    source: DataSource
+    data: Encoded
+    held_out: tuple[DataSource, Encoded] | None
+
+
+def training_rows(config: DictConfig, reader: Reader, objective: Objective) -> RunRows:
+    """Return the rows to train on, and the held-out ones.
 
     Raises:
         ConfigError: Nothing is left to train on, or `max_length` is more than the model can take.
         DataError: A row is malformed.
     """
-    _, data = source_rows(config, "data", reader, objective, keep_rows=False)
+    # Of rows that only train the trees are enough; answers to them must be verified.
+    source, data = source_rows(config, "data", reader, objective, keep_rows=objective.online)
     if not config.eval_data:
-        return data.completed(objective, config.seed, config.unusable, training=True), None
-    source, held_out = source_rows(config, "eval_data", reader, objective)
+        return RunRows(source, data.completed(objective, config.seed, config.unusable, training=True), None)
+    held_source, held_out = source_rows(config, "eval_data", reader, objective)
     data = data.without(held_out)
     if not len(data):
         raise ConfigError("every row of data is also in eval_data: nothing is left to train on")
     data = data.completed(objective, config.seed, config.unusable, training=True)
-    return data, (source, held_out.completed(objective, config.seed))
+    return RunRows(source, data, (held_source, held_out.completed(objective, config.seed)))
 
 
 def objective_of(config: DictConfig) -> Objective:

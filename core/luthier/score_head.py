@@ -50,15 +50,20 @@ class ScoreHead(nn.Linear):
     def forward(self, hidden: Tensor) -> Tensor:
         """Map hidden states (…, d) to scores (…)."""
         with torch.autocast(hidden.device.type, enabled=False):
-            return F.linear(hidden.float(), self.weight, self.bias)[..., 0]
+            return F.linear(hidden.to(self.weight.dtype), self.weight, self.bias)[..., 0]
 
 
 def attach_head(model: PreTrainedModel, kind: str, generator: torch.Generator) -> ScoreHead:
-    """Give `model` a head of `kind` that trains; w ~ N(0, 1/(d + 1)) (Stiennon et al. 2020, appendix B.1)."""
+    """Give `model` a head of `kind` that trains.
+
+    w ~ N(0, 1/(d + 1)) (Stiennon et al. 2020, appendix B.1); of a value function zero.
+    """
     width = int(model.config.get_text_config().hidden_size)
     head = ScoreHead(width, kind, model.device)
     with torch.no_grad():
-        head.weight.copy_(torch.randn(1, width, generator=generator) / math.sqrt(width + 1))
+        drawn = torch.randn(1, width, generator=generator) / math.sqrt(width + 1)
+        # Advantages begin as what comes of an answer, not as noise of the value function.
+        head.weight.copy_(drawn * (kind != "value"))
         if head.bias is not None:
             head.bias.zero_()
     model.add_module(NAME, head)

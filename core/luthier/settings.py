@@ -70,6 +70,7 @@ class TrainConfig:
     data: Any = MISSING
     eval_data: Any = None
     row_filters: dict[str, Any] = field(default_factory=dict)
+    reward_models: dict[str, Any] = field(default_factory=dict)
     trackers: dict[str, Any] = field(default_factory=dict)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)

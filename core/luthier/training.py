@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,9 +15,10 @@ from luthier import config as configs
 from luthier import resume, signals
 from luthier.adapter import Adapter
 from luthier.adapter_start import gone_on_with
+from luthier.batches import Batches, RowBatches
 from luthier.checkpoint import Checkpoint, Checkpoints
 from luthier.combining import check_processes
-from luthier.data import Encoded, Sampler
+from luthier.data import Encoded
 from luthier.engine import Loop, Plan, Progress
 from luthier.errors import ConfigError
 from luthier.evaluation import Evaluator
@@ -28,6 +28,8 @@ from luthier.measuring import evaluator_of
 from luthier.model import LoadedModel, load_model
 from luthier.model_policy import policy_of
 from luthier.objective import Objective
+from luthier.online import OnlineObjective
+from luthier.online_start import check_online, rollouts_of, scoring_of
 from luthier.optimiser import Optimiser
 from luthier.parallel import Processes
 from luthier.peak import Watch, peak_memory_mb
@@ -37,6 +39,7 @@ from luthier.policy import Policy
 from luthier.pretrained import quiet
 from luthier.recorder import Recorder
 from luthier.reference_pass import check_reference, measured_in_training
+from luthier.references import References
 from luthier.report import (
     EvaluationReport,
     TrainResult,
@@ -44,10 +47,12 @@ from luthier.report import (
     versions,
     write_json,
 )
-from luthier.run_data import objective_of, training_rows
+from luthier.run_data import RunRows, objective_of, training_rows
 from luthier.run_folder import SUMMARY, hooks, run_folder, write_config
 from luthier.schedule import schedule
+from luthier.scoring import Scoring
 from luthier.state import TrainingState, seed_everything
+from luthier.training_order import sampler_of, steps_of
 from luthier.wide_residual import wants_wide
 
 log = logging.getLogger("luthier")
@@ -87,6 +92,7 @@ class _Training:
     objective: Objective
     policy: Policy
     data: Encoded
+    batches: Batches
     evaluator: Evaluator | None
     twin: nn.Module | None
 
@@ -100,6 +106,8 @@ class _Training:
         objective = objective_of(config)
         if objective.needs_reference:
             check_reference(config)
+        if objective.online:
+            check_online(config, processes)
         quantiser = configs.build("quantiser", config.quantiser) if config.quantiser else None
         base = adapter.trains_base
         loaded = load_model(config.model, train_base=base, quantiser=quantiser, train_adapter=not base)
@@ -109,7 +117,7 @@ class _Training:
                 "a quantised model cannot be sharded: launch without --use_fsdp, which gives every process "
                 "the whole of it, or leave out quantiser"
             )
-        data, held_out = training_rows(config, loaded, objective)
+        rows = training_rows(config, loaded, objective)
         if adapter is not loaded.attached:
             adapter.attach(loaded.model, torch.Generator().manual_seed(config.seed))
         give_head(loaded, objective, config.objective.name, config.seed)
@@ -119,21 +127,27 @@ class _Training:
         # After the adapter, which may have changed the output head that the policy looks at.
         wide = wants_wide(config.model.wide_residual, objective.needs_reference)
         policy = policy_of(loaded, config.model.fused, wide)
-        if objective.needs_reference:
-            seen = data.trees.select(sampler_of(config, len(data)).visited(steps_of(config, len(data))))
-            trees = [seen, *([held_out[1].trees] if held_out else [])]
-            policy.references = measured_in_training(config, run_dir, loaded, policy, trees, processes)
-        evaluator = evaluator_of(config, policy, loaded, objective, held_out, processes) if held_out else None
+        scoring = scoring_of(config, loaded, rows) if objective.online else None
+        batches: Batches
+        if isinstance(objective, OnlineObjective):
+            assert scoring is not None
+            batches = rollouts_of(config, run_dir, loaded, policy, objective, rows, scoring, processes)
+        else:
+            batches = RowBatches(rows.data.trees, sampler_of(config, len(rows.data)))
+            policy.references = _references(config, run_dir, loaded, policy, objective, rows, processes)
+        evaluator = _evaluator(config, policy, loaded, objective, rows, scoring, processes)
         hooks(processes).after_model_prepared(model=loaded.model, config=config)
         twin = processes.distribute(policy)
         return cls(
-            config, run_dir, processes, loaded, adapter, optimiser, objective, policy, data, evaluator, twin
-        )
+            config, run_dir, processes, loaded, adapter, optimiser, objective, policy, rows.data, batches,
+            evaluator, twin,
+        )  # fmt: skip
 
     def go(self) -> TrainResult:
         """Evaluate, train, evaluate, save, read back, sum up."""
         hook = hooks(self.processes)
-        total_steps, sampler = steps_of(self.config, len(self.data)), sampler_of(self.config, len(self.data))
+        each = self.batches.steps_per_epoch
+        total_steps = steps_of(self.config, each)
         recorder = self._recorder(total_steps)
         checkpoint = self._checkpoint(recorder.checkpoints, total_steps)
         progress = recorder.resume(checkpoint) if checkpoint else Progress()
@@ -142,23 +156,26 @@ class _Training:
             write_config(self.config, self.run_dir)
         held_out = self.evaluator.held_out if self.evaluator else None
         # Once it is known to be the same run: a tracker may open its own now.
-        hook.after_header(lines=header(self.config, self.loaded, self.data, held_out, total_steps))
+        hook.after_header(lines=header(self.config, self.loaded, self.data, held_out, total_steps, each))
         if checkpoint is None:
             recorder.before = recorder.evaluated(0, answer=True)
         hook.before_train(
             run_dir=self.run_dir, config=self.config, total_steps=total_steps, start_step=progress.step
         )
-        planned = self._predicted(sampler, recorder)
+        planned = self._predicted(recorder)
         watch = Watch(self.policy.device)
         with signals.caught() as recorder.signalled:
-            self._loop(recorder, sampler, progress, watch).run()
+            self._loop(recorder, progress, watch).run()
         return self._finish(recorder, progress, (planned, watch.highest_mb))
 
-    def _predicted(self, sampler: Sampler, recorder: Recorder) -> float | None:
+    def _predicted(self, recorder: Recorder) -> float | None:
+        if not isinstance(self.batches, RowBatches):
+            log.info("memory is not predicted: answers have no length before they are made")
+            return None
         quantiser = configs.build("quantiser", self.config.quantiser) if self.config.quantiser else None
         methods = Methods(self.adapter, self.optimiser, self.objective, quantiser)
         options = self.config.model.fused, self.config.model.gradient_checkpointing
-        packs = packs_of(self.data.trees, sampler, recorder.total_steps, self.config.pack_tokens)
+        packs = packs_of(self.data.trees, self.batches.sampler, recorder.total_steps, self.config.pack_tokens)
         built = recorder.state.optimiser
         return predicted(self.loaded, methods, options, packs, self.processes, built)
 
@@ -177,7 +194,7 @@ class _Training:
         hooks(self.processes).after_train(result=result)
         return result
 
-    def _loop(self, recorder: Recorder, sampler: Sampler, progress: Progress, watch: Watch) -> Loop:
+    def _loop(self, recorder: Recorder, progress: Progress, watch: Watch) -> Loop:
         plan = Plan(
             total_steps=recorder.total_steps,
             pack_tokens=self.config.pack_tokens,
@@ -194,8 +211,8 @@ class _Training:
         largest.register_hook(lambda _: watch.look(0))  # and here both, which may be more
         objective = Watched(self.objective, watch)
         return Loop(
-            self.policy, objective, self.data.trees, sampler, state.optimiser, state.schedule, plan,
-            recorder, progress, self.processes,
+            self.policy, objective, self.batches, state.optimiser, state.schedule, plan, recorder, progress,
+            self.processes,
         )  # fmt: skip
 
     def _recorder(self, total_steps: int) -> Recorder:
@@ -271,17 +288,33 @@ class _Training:
         )
 
 
-def sampler_of(config: DictConfig, rows: int) -> Sampler:
-    """Return the order in which a run sees its rows."""
-    return Sampler(rows, config.batch_size, config.shuffle, config.seed)
+def _references(
+    config: DictConfig,
+    run_dir: Path,
+    loaded: LoadedModel,
+    policy: Policy,
+    objective: Objective,
+    rows: RunRows,
+    processes: Processes,
+) -> References | None:
+    """Return what `policy` is now, or another reference is, of every tree that the run will see."""
+    if not objective.needs_reference:
+        return None
+    sampler, trees = sampler_of(config, len(rows.data)), rows.data.trees
+    seen = trees.select(sampler.visited(steps_of(config, sampler.steps_per_epoch)))
+    everything = [seen, *([rows.held_out[1].trees] if rows.held_out else [])]
+    return measured_in_training(config, run_dir, loaded, policy, everything, processes)
 
 
-def steps_of(config: DictConfig, rows: int) -> int:
-    """Return how many optimiser steps `config` asks for.
-
-    Raises:
-        ConfigError: None.
-    """
-    if not 0 < config.epochs < math.inf:
-        raise ConfigError(f"epochs={config.epochs} must be positive: no step to train")
-    return int(config.max_steps or math.ceil(config.epochs * sampler_of(config, rows).steps_per_epoch))
+def _evaluator(
+    config: DictConfig,
+    policy: Policy,
+    loaded: LoadedModel,
+    objective: Objective,
+    rows: RunRows,
+    scoring: Scoring | None,
+    processes: Processes,
+) -> Evaluator | None:
+    if rows.held_out is None:
+        return None
+    return evaluator_of(config, policy, loaded, objective, rows.held_out, processes, scoring)

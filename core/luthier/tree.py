@@ -17,10 +17,12 @@ class Branch:
     Attributes:
         ids: Its token ids, at least one.
         scored: Which of them are predicted (supervised); None for all.
+        notes: Numbers of the scored tokens by name, one each: what a rollout found of them.
     """
 
     ids: tuple[int, ...]
     scored: tuple[bool, ...] | None = None
+    notes: Mapping[str, tuple[float, ...]] = field(default_factory=dict, hash=False)
 
     @property
     def scored_places(self) -> list[int]:
@@ -166,6 +168,40 @@ class Pack:
             trees = [replace(tree, branches=(tree.branches[child],)) for tree in self.trees]
             self._only[child] = Pack.of(trees, self.input_ids.device, self.pooled)
         return self._only[child]
+
+    def notes(self, name: str) -> torch.Tensor:
+        """Return (N,) float32, what the branches have noted as `name` of their scored tokens.
+
+        Raises:
+            DataError: A branch has no such note of each of them.
+        """
+        branches = [branch for tree in self.trees for branch in tree.branches]
+        values = [value for branch in branches for value in branch.notes.get(name, ())]
+        if len(values) != self.scored_tokens:
+            raise DataError(f"{self.trees[0].origin}: its tokens have no '{name}' each; they are no rollout")
+        return torch.tensor(values, dtype=torch.float32, device=self.input_ids.device)
+
+    def noted(self, notes: Mapping[str, torch.Tensor]) -> list[Tree]:
+        """Return the trees with `notes`, (N,) by name, beside those that they have."""
+        lengths = [b - a for a, b in zip(self.offsets, self.offsets[1:], strict=False)]
+        parts = {name: torch.split(values.float().cpu(), lengths) for name, values in notes.items()}
+        children = iter(range(len(lengths)))
+        return [
+            replace(
+                tree,
+                branches=tuple(
+                    replace(
+                        b,
+                        notes={
+                            **b.notes,
+                            **{name: tuple(part[child].tolist()) for name, part in parts.items()},
+                        },
+                    )
+                    for b, child in zip(tree.branches, children, strict=False)
+                ),
+            )
+            for tree in self.trees
+        ]
 
     @property
     def tokens(self) -> int:

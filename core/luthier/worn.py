@@ -7,6 +7,7 @@ model wears one of them at a time, with the score head that belongs to it.
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +45,15 @@ class Worn:
                 return cls(dict(adapted_layers(model)), head_of(model))
             finally:
                 _take_off(model)
+
+    @classmethod
+    def copy_of(cls, model: PreTrainedModel) -> Worn:
+        """Return a frozen copy of what `model` wears now, over the same base; without a head."""
+        copies = {}
+        for name, layer in adapted_layers(model).items():
+            copies[name] = copy.deepcopy(layer, {id(layer.base): layer.base})
+            copies[name].requires_grad_(False)
+        return cls(copies, None)
 
     @contextlib.contextmanager
     def on(self, model: nn.Module) -> Iterator[None]:

@@ -14,10 +14,12 @@ from luthier.codec import Codec
 from luthier.data_source import Row
 from luthier.errors import DataError
 from luthier.objective import Loss, Objective
+from luthier.online import LOGPROB, REFERENCE, VALUE, OnlineObjective, Rollout
 from luthier.parallel import Processes
 from luthier.policy import Policy
 from luthier.pooling import pooled
 from luthier.references import References
+from luthier.score_head import attach_head
 from luthier.testing.models import tiny_gpt2, tiny_llama, tiny_tokenizer
 from luthier.testing.suite import Suite, apart, seeded
 from luthier.tree import Branch, Pack, Tree
@@ -49,10 +51,14 @@ class ObjectiveSuite(Suite):
         rows = self.rows or self.method.example_rows or ROWS
         found = [made.encode(Row(dict(fields), f"row {number}"), codec) for number, fields in enumerate(rows)]
         trees = [tree for one in found for tree in ([one] if isinstance(one, Tree) else one)]
+        trees = list(made.credit(rolled_out(trees), {}).trees) if isinstance(made, OnlineObjective) else trees
         return list(made.complete(trees, seeded()))
 
     def policy(self, model: PreTrainedModel) -> Policy:
-        """Return `model` as a policy, with a made-up reference where the loss asks for one."""
+        """Return `model` as a policy, with a made-up reference or head where the loss asks for one."""
+        if self.method.head:
+            head = attach_head(model, self.method.head, seeded()).to(model.dtype)
+            torch.nn.init.normal_(head.weight, std=0.1, generator=seeded(2))
         policy = Policy(model)
         policy.references = MadeUp(torch.empty(0, dtype=torch.int64), torch.empty(0))
         return policy
@@ -193,9 +199,26 @@ class MadeUp(References):
         return torch.tensor([-4.5 * len(ids) + 0.02 * (sum(ids) % 50) for ids in scored])
 
 
+def rolled_out(trees: Sequence[Tree]) -> Rollout:
+    """Return made-up answers to prompts, about as likely as a small model without training finds them."""
+    generator, grown = seeded(3), []
+    for tree in trees:
+        branches = []
+        for length in (4, 2):
+            drawn = {name: torch.randn(length, generator=generator) for name in (LOGPROB, REFERENCE, VALUE)}
+            drawn[LOGPROB], drawn[REFERENCE] = 0.1 * drawn[LOGPROB] - 5.5, 0.1 * drawn[REFERENCE] - 5.5
+            ids = torch.randint(3, 250, (length,), generator=generator).tolist()
+            notes = {name: tuple(values.tolist()) for name, values in drawn.items()}
+            branches.append(Branch(tuple(ids), notes=notes))
+        grown.append(dataclasses.replace(tree, branches=tuple(branches)))
+    scores = [[float(2 * place), float(place % 2) - 1] for place in range(len(grown))]
+    return Rollout(grown, scores, [[True, False] for _ in grown])
+
+
 def _tailed(branch: Branch) -> Branch:
     scored = branch.scored or (True,) * len(branch.ids)
-    return Branch((*branch.ids, 5, 6, 7), (*scored, False, False, False))
+    longer, unscored = (*branch.ids, 5, 6, 7), (*scored, False, False, False)
+    return dataclasses.replace(branch, ids=longer, scored=unscored)
 
 
 def parts(one: Loss, other: Loss) -> dict[str, tuple[float, float]]:

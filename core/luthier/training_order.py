@@ -1,0 +1,26 @@
+"""In which order a run sees its rows, and for how many steps."""
+
+from __future__ import annotations
+
+import math
+
+from omegaconf import DictConfig
+
+from luthier.data import Sampler
+from luthier.errors import ConfigError
+
+
+def sampler_of(config: DictConfig, rows: int, batch_size: int | None = None) -> Sampler:
+    """Return the order in which a run sees its `rows`, so many at a time; None: an optimiser step's."""
+    return Sampler(rows, batch_size or config.batch_size, config.shuffle, config.seed)
+
+
+def steps_of(config: DictConfig, steps_per_epoch: int) -> int:
+    """Return how many optimiser steps `config` asks for.
+
+    Raises:
+        ConfigError: None.
+    """
+    if not 0 < config.epochs < math.inf:
+        raise ConfigError(f"epochs={config.epochs} must be positive: no step to train")
+    return int(config.max_steps or math.ceil(config.epochs * steps_per_epoch))
