@@ -12,7 +12,7 @@ from luthier.errors import ModelError
 from luthier.folder import written_whole
 from luthier.fused import unfused
 from luthier.pretrained import from_pretrained, quiet
-from luthier.score_head import as_classifier
+from luthier.score_head import as_classifier, without_value
 from luthier.tokenizer import verify_tokenizer
 
 _PROBE_LENGTH = 16
@@ -38,7 +38,7 @@ def save_model(
         raise ModelError(f"only transformers models can be saved in their layout, not {type(model).__name__}")
     dtype = dtype or model.dtype
     whole = as_classifier(model)
-    with written_whole(folder) as fresh:
+    with written_whole(folder) as fresh, without_value(whole):
         with quiet():
             whole.save_pretrained(fresh, state_dict=_rounded(whole, dtype))
         _set_dtype(fresh / "config.json", dtype)

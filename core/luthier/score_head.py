@@ -6,9 +6,10 @@ model; what is saved is what transformers' own classes for sequences and tokens 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,20 @@ def as_classifier(model: PreTrainedModel) -> PreTrainedModel:
     setattr(shell, shell.base_model_prefix, model.base_model)
     setattr(shell, head_name(model, head.kind), _plain(head))
     return shell.train(model.training)
+
+
+@contextlib.contextmanager
+def without_value(model: nn.Module) -> Iterator[None]:
+    """Leave a value function off `model` for the block: it is part of no result."""
+    head = head_of(model)
+    apart = head is not None and head.kind not in CLASSES
+    if apart:
+        del model._modules[NAME]
+    try:
+        yield
+    finally:
+        if apart:
+            model._modules[NAME] = head
 
 
 def _plain(head: ScoreHead) -> nn.Linear:
