@@ -118,7 +118,7 @@ def opened(overrides: list[str]) -> list[str]:
         for package in (KINDS[one.kind].package(one.name), f"eval_{KINDS[one.kind].group}")
         if isinstance(_made(field), dict)
     ]
-    tables += ["model.shape", "also"]
+    tables += ["model.shape", "also", "before"]
     return [f"++{one}" if _starts(one, tables) else one for one in overrides]
 
 

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from luthier.discovery import plugins, unmet_core_requirement
 
-COLUMNS = ("loss", "held-out loss", "preferences", "length preferred", "right", "tok/s", "peak MB")
+COLUMNS = ("loss", "held-out loss", "reward", "preferences", "length preferred", "right", "tok/s", "peak MB")
 """What a table of runs shows, as far as the runs have it."""
 
 
@@ -94,6 +94,7 @@ def _measured(folder: Path) -> dict[str, str]:
     }
     old, new = before.get("metrics") or {}, after.get("metrics") or {}
     told["preferences"] = _change(_preferences(old), _preferences(new))
+    told["reward"] = _change(old.get("reward"), new.get("reward"), ".2f")
     told["length preferred"] = _change(old.get("length/preferred"), new.get("length/preferred"), ".1f")
     return told
 

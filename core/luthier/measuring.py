@@ -57,6 +57,7 @@ def evaluate(config: DictConfig) -> EvaluationReport:
             trees = [held_out[1].trees]
             policy.references = measured_in_evaluation(config, run_dir, loaded, policy, trees, processes)
         evaluator = evaluator_of(config, policy, loaded, objective, held_out, processes)
+        assert evaluator is not None
         hook = hooks(processes)
         hook.after_header(lines=[model_line(loaded), *evaluator.held_out.lines("data")])
         report = evaluator.report(step=0, answer=True)
@@ -72,11 +73,13 @@ def evaluator_of(
     policy: Policy,
     loaded: LoadedModel,
     objective: Objective,
-    held_out: tuple[DataSource, Encoded],
+    held_out: tuple[DataSource, Encoded] | None,
     processes: Processes,
     scoring: Scoring | None = None,
-) -> Evaluator:
-    """Return what measures `policy` on the `held_out` rows."""
+) -> Evaluator | None:
+    """Return what measures `policy` on the `held_out` rows, if there are any."""
+    if held_out is None:
+        return None
     values: Any = OmegaConf.to_container(config.evaluation)
     settings = EvaluationConfig(**values)
     codec = Codec(loaded.tokenizer)

@@ -12,6 +12,7 @@ from luthier.codec import Codec
 from luthier.errors import ConfigError
 from luthier.linear_adapter import adapted_layers
 from luthier.model import LoadedModel
+from luthier.objective import Objective
 from luthier.online import OnlineObjective
 from luthier.parallel import Processes
 from luthier.policy import Logprobs, Policy, undisturbed
@@ -62,7 +63,7 @@ def rollouts_of(
     run_dir: Path,
     loaded: LoadedModel,
     policy: Policy,
-    objective: OnlineObjective,
+    objective: Objective,
     rows: RunRows,
     scoring: Scoring,
     processes: Processes,
@@ -72,6 +73,7 @@ def rollouts_of(
     Raises:
         DataError: A prompt leaves no room for an answer; its row is named.
     """
+    assert isinstance(objective, OnlineObjective)
     check_room([tree.prompt for tree in rows.data.trees], rows.data.rows, loaded.context)
     return Rollouts(
         policy=policy,

@@ -21,8 +21,8 @@ from luthier.run_folder import finished
 from luthier.settings import VERBS
 
 log = logging.getLogger("luthier")
-FREE = ("checkpoint", "evaluation", "log_every", "model.device", "model.shape", "pack_tokens", "plugins",
-        "resume", "run_dir", "trackers")  # fmt: skip
+FREE = ("before", "checkpoint", "evaluation", "log_every", "model.device", "model.shape", "pack_tokens",
+        "plugins", "resume", "run_dir", "trackers")  # fmt: skip
 """What may differ when a run goes on: none of it changes what is learned."""
 LONGER = ("epochs", "max_steps")
 """What may differ too, as a run may go on for longer; the schedule then follows the new length."""

@@ -78,6 +78,9 @@ class TrainConfig:
     also: dict[str, Any] = option(
         {}, "Further objectives on the first completion of every row, by weight, e.g. also.sft=0.2."
     )
+    before: dict[str, Any] = option(
+        {}, "Earlier stages: commands that must be done first, by name; those that are done are left out."
+    )
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     plugins: PluginsConfig = field(default_factory=PluginsConfig)
     batch_size: int = option(16, "Examples per optimiser step, over all processes.")

@@ -16,6 +16,7 @@ from luthier import resume, signals
 from luthier.adapter import Adapter
 from luthier.adapter_start import gone_on_with
 from luthier.batches import Batches, RowBatches
+from luthier.before import do_before
 from luthier.checkpoint import Checkpoint, Checkpoints
 from luthier.combining import check_processes
 from luthier.data import Encoded
@@ -28,7 +29,6 @@ from luthier.measuring import evaluator_of
 from luthier.model import LoadedModel, load_model
 from luthier.model_policy import policy_of
 from luthier.objective import Objective
-from luthier.online import OnlineObjective
 from luthier.online_start import check_online, rollouts_of, scoring_of
 from luthier.optimiser import Optimiser
 from luthier.parallel import Processes
@@ -39,7 +39,6 @@ from luthier.policy import Policy
 from luthier.pretrained import quiet
 from luthier.recorder import Recorder
 from luthier.reference_pass import check_reference, measured_in_training
-from luthier.references import References
 from luthier.report import (
     EvaluationReport,
     TrainResult,
@@ -47,12 +46,11 @@ from luthier.report import (
     versions,
     write_json,
 )
-from luthier.run_data import RunRows, objective_of, training_rows
-from luthier.run_folder import SUMMARY, hooks, run_folder, write_config
+from luthier.run_data import objective_of, training_rows
+from luthier.run_folder import SUMMARY, finished, hooks, run_folder, write_config
 from luthier.schedule import schedule
-from luthier.scoring import Scoring
 from luthier.state import TrainingState, seed_everything
-from luthier.training_order import sampler_of, steps_of
+from luthier.training_order import sampler_of, seen_trees, steps_of
 from luthier.wide_residual import wants_wide
 
 log = logging.getLogger("luthier")
@@ -72,6 +70,9 @@ def train(config: DictConfig) -> TrainResult:
     processes = Processes.launched()
     if not processes.main:
         log.setLevel(logging.ERROR)
+    if config.before and processes.main and not finished(Path(config.run_dir)):
+        do_before({str(name): str(line) for name, line in config.before.items()})
+    processes.same(None)  # the others wait
     with run_folder(config, processes) as run_dir:
         if done := resume.completed(config, run_dir):
             log.warning("%s is complete: all %d steps are done", run_dir, done.steps)
@@ -127,15 +128,14 @@ class _Training:
         # After the adapter, which may have changed the output head that the policy looks at.
         wide = wants_wide(config.model.wide_residual, objective.needs_reference)
         policy = policy_of(loaded, config.model.fused, wide)
+        if objective.needs_reference:
+            trees = seen_trees(config, rows)
+            policy.references = measured_in_training(config, run_dir, loaded, policy, trees, processes)
         scoring = scoring_of(config, loaded, rows) if objective.online else None
-        batches: Batches
-        if isinstance(objective, OnlineObjective):
-            assert scoring is not None
+        batches: Batches = RowBatches(rows.data.trees, sampler_of(config, len(rows.data)))
+        if scoring:
             batches = rollouts_of(config, run_dir, loaded, policy, objective, rows, scoring, processes)
-        else:
-            batches = RowBatches(rows.data.trees, sampler_of(config, len(rows.data)))
-            policy.references = _references(config, run_dir, loaded, policy, objective, rows, processes)
-        evaluator = _evaluator(config, policy, loaded, objective, rows, scoring, processes)
+        evaluator = evaluator_of(config, policy, loaded, objective, rows.held_out, processes, scoring)
         hooks(processes).after_model_prepared(model=loaded.model, config=config)
         twin = processes.distribute(policy)
         return cls(
@@ -286,35 +286,3 @@ class _Training:
             versions=versions(),
             restored_step=restored,
         )
-
-
-def _references(
-    config: DictConfig,
-    run_dir: Path,
-    loaded: LoadedModel,
-    policy: Policy,
-    objective: Objective,
-    rows: RunRows,
-    processes: Processes,
-) -> References | None:
-    """Return what `policy` is now, or another reference is, of every tree that the run will see."""
-    if not objective.needs_reference:
-        return None
-    sampler, trees = sampler_of(config, len(rows.data)), rows.data.trees
-    seen = trees.select(sampler.visited(steps_of(config, sampler.steps_per_epoch)))
-    everything = [seen, *([rows.held_out[1].trees] if rows.held_out else [])]
-    return measured_in_training(config, run_dir, loaded, policy, everything, processes)
-
-
-def _evaluator(
-    config: DictConfig,
-    policy: Policy,
-    loaded: LoadedModel,
-    objective: Objective,
-    rows: RunRows,
-    scoring: Scoring | None,
-    processes: Processes,
-) -> Evaluator | None:
-    if rows.held_out is None:
-        return None
-    return evaluator_of(config, policy, loaded, objective, rows.held_out, processes, scoring)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from omegaconf import DictConfig
 
 from luthier.data import Sampler
 from luthier.errors import ConfigError
+from luthier.run_data import RunRows
+from luthier.tree import Tree
 
 
 def sampler_of(config: DictConfig, rows: int, batch_size: int | None = None) -> Sampler:
@@ -24,3 +27,10 @@ def steps_of(config: DictConfig, steps_per_epoch: int) -> int:
     if not 0 < config.epochs < math.inf:
         raise ConfigError(f"epochs={config.epochs} must be positive: no step to train")
     return int(config.max_steps or math.ceil(config.epochs * steps_per_epoch))
+
+
+def seen_trees(config: DictConfig, rows: RunRows) -> list[Sequence[Tree]]:
+    """Return the trees that a run will see: of the rows to train on, and the held-out ones."""
+    sampler, trees = sampler_of(config, len(rows.data)), rows.data.trees
+    seen = trees.select(sampler.visited(steps_of(config, sampler.steps_per_epoch)))
+    return [seen, *([rows.held_out[1].trees] if rows.held_out else [])]
