@@ -19,7 +19,8 @@ def given(tmp_path_factory):
         f"model.path={path}/base", "model.dtype=float32", "model.device=cpu", "data=jsonl",
         f"data.path={path}/rows.jsonl", "objective=ppo", "objective.rollout=8", "objective.reuse=3",
         "objective.max_new_tokens=4", "reward_model=[length]", "batch_size=4",
-        "optimiser.lr=1e-2", "log_every=1", "schedule.name=constant", "schedule.warmup=0", "tracker=[metrics]",
+        "optimiser.lr=1e-2", "log_every=1", "schedule.name=constant", "schedule.warmup=0",
+        "tracker=[metrics]",
     ]  # fmt: skip
 
 
