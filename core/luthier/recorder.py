@@ -16,9 +16,9 @@ from omegaconf import DictConfig, OmegaConf
 from luthier import resume
 from luthier.checkpoint import Checkpoint, Checkpoints
 from luthier.data import Encoded
-from luthier.engine import Progress
 from luthier.evaluation import Evaluator
 from luthier.parallel import Processes
+from luthier.progress import Progress
 from luthier.report import EvaluationReport, StepReport, as_json, evaluation_of
 from luthier.run_folder import hooks
 from luthier.signals import StoppedError

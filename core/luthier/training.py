@@ -20,7 +20,7 @@ from luthier.before import do_before
 from luthier.checkpoint import Checkpoint, Checkpoints
 from luthier.combining import check_processes
 from luthier.data import Encoded
-from luthier.engine import Loop, Plan, Progress
+from luthier.engine import Loop
 from luthier.errors import ConfigError
 from luthier.evaluation import Evaluator
 from luthier.head_start import give_head
@@ -37,6 +37,7 @@ from luthier.plan_memory import Methods
 from luthier.plan_run import Watched, packs_of, predicted
 from luthier.policy import Policy
 from luthier.pretrained import quiet
+from luthier.progress import Plan, Progress
 from luthier.recorder import Recorder
 from luthier.reference_pass import check_reference, measured_in_training
 from luthier.report import (

@@ -9,6 +9,7 @@ import torch
 
 from helpers import tiny_llama
 from luthier import Branch, LuthierError, Policy, Tree
+from luthier.batches import RowBatches
 from luthier.data import Sampler
 from luthier.engine import Loop, Plan, accumulate, normalise
 from luthier.meter import Meter
@@ -102,9 +103,9 @@ def train(model, trees, pack_tokens, steps=20, clip_norm=1.0, log_every=1, lr=1e
     lr_schedule = schedule(ScheduleConfig("cosine", 0.1), optimiser, steps)
     reports = []
     plan = Plan(steps, pack_tokens, clip_norm, log_every)
-    sampler = Sampler(len(trees), 8, True, 0)
+    batches = RowBatches(trees, Sampler(len(trees), 8, True, 0))
     watcher = Watcher(reports)
-    Loop(Policy(model), objective or SFT(), trees, sampler, optimiser, lr_schedule, plan, watcher).run()
+    Loop(Policy(model), objective or SFT(), batches, optimiser, lr_schedule, plan, watcher).run()
     return model, reports
 
 
@@ -180,7 +181,13 @@ def test_weights_stay_as_they_were_before_the_bad_step(model):
 
     lr_schedule = schedule(ScheduleConfig("constant", 0), optimiser, 3)
     loop = Loop(
-        Policy(kept), Later(), trees, Sampler(8, 8, False, 0), optimiser, lr_schedule, plan, Counting([])
+        Policy(kept),
+        Later(),
+        RowBatches(trees, Sampler(8, 8, False, 0)),
+        optimiser,
+        lr_schedule,
+        plan,
+        Counting([]),
     )
     with pytest.raises(LuthierError, match="step 2"):
         loop.run()
@@ -193,7 +200,7 @@ def test_patience_ends_a_run_and_the_best_is_kept(model):
     optimiser = AdamW().build(list(own.named_parameters()))
     watcher = Watcher([], losses=[3.0, 2.0, 2.5, 2.0])
     progress = Loop(
-        Policy(own), SFT(), trees, Sampler(8, 4, True, 0), optimiser,
+        Policy(own), SFT(), RowBatches(trees, Sampler(8, 4, True, 0)), optimiser,
         schedule(ScheduleConfig(), optimiser, 20), plan, watcher,
     ).run()  # fmt: skip
     assert progress.step == 8

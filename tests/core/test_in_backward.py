@@ -11,6 +11,7 @@ from torch import nn
 
 from helpers import tiny_llama
 from luthier import Branch, ConfigError, InBackward, LuthierError, Policy, Tree, compose
+from luthier.batches import RowBatches
 from luthier.combining import check_processes
 from luthier.data import Sampler
 from luthier.engine import Loop, Plan, accumulate
@@ -208,8 +209,8 @@ def run(model, method, pack_tokens=4096, objective=None, steps=6, watcher=None, 
     lr_schedule = schedule(ScheduleConfig("cosine", 0.1), optimiser, steps)
     trees = some_trees()
     Loop(
-        Policy(model), objective or SFT(), trees, Sampler(len(trees), 6, True, 0), optimiser, lr_schedule,
-        plan, watcher,
+        Policy(model), objective or SFT(), RowBatches(trees, Sampler(len(trees), 6, True, 0)), optimiser,
+        lr_schedule, plan, watcher,
     ).run()  # fmt: skip
     return model, watcher.reports
 
