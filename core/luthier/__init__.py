@@ -69,7 +69,7 @@ if TYPE_CHECKING:
     from luthier.quantiser import Quantiser
     from luthier.redaction import without_secrets
     from luthier.report import EvaluationReport, Sample, StepReport, TrainResult
-    from luthier.returns import advantages, kl_estimate
+    from luthier.returns import advantages, explained_variance, kl_estimate, steered
     from luthier.reward_model import Candidate, Place, RewardModel, Scorer, text_of
     from luthier.row_filter import RowFilter
     from luthier.sample_report import SampleResult
@@ -120,7 +120,7 @@ _HOMES = {
     "quantiser": "Quantiser",
     "redaction": "without_secrets",
     "report": "EvaluationReport Sample StepReport TrainResult",
-    "returns": "advantages kl_estimate",
+    "returns": "advantages explained_variance kl_estimate steered",
     "reward_model": "Candidate Place RewardModel Scorer text_of",
     "selector": "Selector",
     "row_filter": "RowFilter",
@@ -211,6 +211,7 @@ __all__ = [
     "correlation_metrics",
     "draw_calibration",
     "evaluate",
+    "explained_variance",
     "file_sources",
     "fold",
     "grouped_metrics",
@@ -242,6 +243,7 @@ __all__ = [
     "select_matrices",
     "split_steps",
     "squared_row_norms",
+    "steered",
     "step_tree",
     "summarised",
     "text_lines",

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
+
+import torch
+from torch import Tensor
 
 from luthier.codec import Codec
 from luthier.data_source import Row
 from luthier.errors import ConfigError, DataError
 from luthier.method import option
 from luthier.objective import Objective
-from luthier.tree import Tree
+from luthier.tree import Branch, Tree
 
 LOGPROB, REFERENCE, VALUE = "logprob", "reference", "value"
 """What a branch of a rollout has noted of every token, before the first step: log π and log π_ref of the
@@ -32,6 +36,23 @@ class Rollout:
     trees: Sequence[Tree]
     scores: Sequence[Sequence[float]]
     finished: Sequence[Sequence[bool]]
+
+    def notes(self, name: str) -> list[Tensor]:
+        """Return what every answer has noted as `name`, (T,) float32 of its T tokens."""
+        return [torch.tensor(branch.notes[name]) for tree in self.trees for branch in tree.branches]
+
+    def noted(self, notes: Mapping[str, Sequence[Tensor]]) -> list[Tree]:
+        """Return the trees with `notes` by name, (T,) of every answer in order, beside their own."""
+        place, trees = itertools.count(), []
+        for tree in self.trees:
+            branches = tuple(_noted(branch, notes, next(place)) for branch in tree.branches)
+            trees.append(replace(tree, branches=branches))
+        return trees
+
+
+def _noted(branch: Branch, notes: Mapping[str, Sequence[Tensor]], place: int) -> Branch:
+    own = {name: tuple(values[place].tolist()) for name, values in notes.items()}
+    return replace(branch, notes={**branch.notes, **own})
 
 
 @dataclass(frozen=True)

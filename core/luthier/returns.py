@@ -1,4 +1,4 @@
-"""What answers are worth token by token: generalised advantages, and estimators of a KL divergence."""
+"""What answers are worth token by token: generalised advantages; a KL divergence and its weight."""
 
 from __future__ import annotations
 
@@ -39,3 +39,23 @@ def kl_estimate(log_ratio: Tensor, estimator: Literal["k1", "k3"]) -> Tensor:
         estimator: k1 or k3.
     """
     return log_ratio if estimator == "k1" else torch.expm1(-log_ratio) + log_ratio
+
+
+def steered(beta: float, kl: float, target: float, share: float) -> float:
+    """Return the weight of the KL penalty after answers with a mean `kl`, for one of `target` nats.
+
+    Ziegler et al. 2019, arXiv 1909.08593, section 2.2.
+
+    Args:
+        beta: The weight so far.
+        kl: What was measured.
+        target: What it should be.
+        share: How much of the horizon has passed.
+    """
+    return beta * (1 + min(0.2, max(-0.2, kl / target - 1)) * share)
+
+
+def explained_variance(values: Tensor, returns: Tensor) -> float:
+    """Return 1 − Var(R − V)/Var(R) of `values` and `returns` (n,); 0 where returns do not vary."""
+    spread = float(returns.var(correction=0))
+    return 1 - float((returns - values).var(correction=0)) / spread if spread > 0 else 0.0

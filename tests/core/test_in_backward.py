@@ -263,18 +263,17 @@ class Bad(torch.autograd.Function):
         return gradient, None
 
 
-class BadGradient:
+@dataclasses.dataclass(frozen=True)
+class BadGradient(SFT):
     """The loss is fine, its gradient is not, at the second pack."""
 
-    pools = False
-
-    def __init__(self, bad=math.nan):
-        self.bad, self.packs = bad, 0
+    bad: float = math.nan
+    packs: list = dataclasses.field(default_factory=list)
 
     def loss(self, policy, pack):
-        loss = SFT().loss(policy, pack)
-        self.packs += 1
-        if self.packs != 2:
+        loss = super().loss(policy, pack)
+        self.packs.append(pack)
+        if len(self.packs) != 2:
             return loss
         weight = policy.model.model.layers[0].mlp.up_proj.weight
         return dataclasses.replace(loss, total=loss.total + Bad.apply(weight, self.bad))
@@ -287,7 +286,7 @@ class BadGradient:
     ids=["after", "clip", "inside"],
 )
 def test_a_gradient_that_is_not_finite_is_left_out_and_told_once(model, caplog, method, clip_norm, bad):
-    objective = BadGradient(bad)
+    objective = BadGradient(bad=bad)
     with caplog.at_level(logging.WARNING, "luthier"):
         trained, reports = run(model, method, objective=objective, clip_norm=clip_norm)
     # Clipping is by the norm of all, so that it is the whole step.

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor
 
 from luthier import (
     LOGPROB,
     REFERENCE,
     VALUE,
-    Branch,
     ConfigError,
     Credited,
     GuardError,
@@ -25,9 +23,12 @@ from luthier import (
     Register,
     Rollout,
     advantages,
+    check_positive,
+    explained_variance,
     hookimpl,
     kl_estimate,
     option,
+    steered,
 )
 
 ADVANTAGE, RETURN, COEFFICIENT = "advantage", "return", "kl_coefficient"
@@ -74,9 +75,8 @@ class PPO(OnlineObjective):
             ConfigError: An option is out of range.
         """
         super().__post_init__()
-        for name in ("clip", "value_clip", "kl_horizon"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ConfigError(f"objective.{name}={getattr(self, name)} must be positive")
+        check_positive(clip=self.clip, value_clip=self.value_clip, kl_horizon=self.kl_horizon)
+        check_positive(kl_target=1.0 if self.kl_target is None else self.kl_target)
         for name in ("value_weight", "kl_coefficient"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ConfigError(f"objective.{name}={getattr(self, name)} must not be negative")
@@ -84,35 +84,29 @@ class PPO(OnlineObjective):
             raise ConfigError(
                 f"objective.gamma={self.gamma}, gae_lambda={self.gae_lambda} must be in (0, 1], [0, 1]"
             )
-        if self.kl_target is not None and self.kl_target <= 0:
-            raise ConfigError(f"objective.kl_target={self.kl_target} must be positive, or null")
 
     def credit(self, rollout: Rollout, state: Mapping[str, float]) -> Credited:
         """Return the rollout with the advantage and the return of every token."""
         beta = state.get(COEFFICIENT, self.kl_coefficient)
         scores = [score for own in rollout.scores for score in own]
-        branches = [branch for tree in rollout.trees for branch in tree.branches]
-        kls = [_note(one, LOGPROB) - _note(one, REFERENCE) for one in branches]
-        values = [_note(one, VALUE) for one in branches]
+        mine, other, values = (rollout.notes(name) for name in (LOGPROB, REFERENCE, VALUE))
+        kls = [one - reference for one, reference in zip(mine, other, strict=True)]
         rewards = [-beta * kl_estimate(kl, self.kl_estimator) for kl in kls]
         for reward, score in zip(rewards, scores, strict=True):
             reward[-1] += score
-        found = [advantages(r, v, self.gamma, self.gae_lambda) for r, v in zip(rewards, values, strict=True)]
-        returns = [advantage + value for advantage, value in zip(found, values, strict=True)]
-        every = torch.cat(found)
+        gains = [advantages(r, v, self.gamma, self.gae_lambda) for r, v in zip(rewards, values, strict=True)]
+        returns = [gain + value for gain, value in zip(gains, values, strict=True)]
+        every = torch.cat(gains)
         if self.whiten:
-            found = [(one - every.mean()) / (every.std(correction=0) + 1e-8) for one in found]
+            gains = [(gain - every.mean()) / (every.std(correction=0) + 1e-8) for gain in gains]
         kl = float(torch.stack([one.sum() for one in kls]).mean())
         self._guard(kl, sum(scores) / len(scores))
-        credited = iter(
-            replace(branch, notes={**branch.notes, ADVANTAGE: tuple(a.tolist()), RETURN: tuple(r.tolist())})
-            for branch, a, r in zip(branches, found, returns, strict=True)
-        )
-        trees = [
-            replace(tree, branches=tuple(next(credited) for _ in tree.branches)) for tree in rollout.trees
-        ]
-        metrics = {COEFFICIENT: beta, "explained_variance": _explained(torch.cat(values), torch.cat(returns))}
-        return Credited(trees, metrics, {COEFFICIENT: self._steered(beta, kl, len(branches))})
+        explained = explained_variance(torch.cat(values), torch.cat(returns))
+        after = beta
+        if self.kl_target is not None:
+            after = steered(beta, kl, self.kl_target, len(kls) / self.kl_horizon)
+        trees = rollout.noted({ADVANTAGE: gains, RETURN: returns})
+        return Credited(trees, {COEFFICIENT: beta, "explained_variance": explained}, {COEFFICIENT: after})
 
     def _guard(self, kl: float, reward: float) -> None:
         for name, value, limit, what in (
@@ -125,13 +119,6 @@ class PPO(OnlineObjective):
                     "reward rather than getting better. A checkpoint is kept; raise "
                     "objective.kl_coefficient, or the limit"
                 )
-
-    def _steered(self, beta: float, kl: float, answers: int) -> float:
-        """Return β for the next rollout (Ziegler et al. 2019, section 2.2)."""
-        if self.kl_target is None:
-            return beta
-        error = min(0.2, max(-0.2, kl / self.kl_target - 1))
-        return beta * (1 + error * answers / self.kl_horizon)
 
     def loss(self, policy: Policy, pack: Pack) -> Loss:
         """Return the sum over the answers' tokens; its weight is their number."""
@@ -153,16 +140,6 @@ class PPO(OnlineObjective):
         count = float(len(losses))
         metrics = {name: (value.detach().sum(), count) for name, value in told.items()}
         return Loss((losses + self.value_weight * errors).sum(), count, metrics)
-
-
-def _note(branch: Branch, name: str) -> Tensor:
-    return torch.tensor(branch.notes[name], dtype=torch.float32)
-
-
-def _explained(values: Tensor, returns: Tensor) -> float:
-    """Return 1 − Var(R − V)/Var(R); 0 where returns do not vary."""
-    spread = float(returns.var(correction=0))
-    return 1 - float((returns - values).var(correction=0)) / spread if spread > 0 else 0.0
 
 
 @hookimpl

@@ -84,14 +84,13 @@ class ProgressBar(Tracker):
     @hookimpl
     def after_evaluation(self, report: EvaluationReport) -> None:
         """Print held-out quality."""
-        screen = self._screen
-        if screen.full:  # the last step's evaluation comes after it
+        if (screen := self._screen).full:  # the last step's evaluation comes after it
             screen.stop()
+        told = plain_metrics(report.metrics)
         accuracy = "" if report.accuracy is None else f" · {report.accuracy:.0%} of {report.scored} right"
         when = f", step {report.step}" if screen.training else ""
         perplexity = "" if report.perplexity is None else f", perplexity {report.perplexity:.2f}"
-        quality = f"loss {report.loss:.4f}{perplexity}"
-        self._print(f"held out{when}: {quality}{plain_metrics(report.metrics)}{accuracy}")
+        self._print(f"held out{when}: loss {report.loss:.4f}{perplexity}{told}{accuracy}")
         if grouped := grouped_metrics(report.metrics):
             self._print(f"          [dim]{grouped}[/]")
         if not screen.training:
