@@ -204,11 +204,12 @@ def test_the_ranking_agrees_with_the_plan_and_has_what_fits_first(toy):
 def test_a_reference_is_measured_before_training(toy, capsys):
     plain = planned("model.path=base", "objective=orpo")
     assert plain.reference is None
-    own = planned("model.path=base", "objective=dpo")
+    own = planned("model.path=base", "objective=dpo", "adapter.rank=1")  # a toy's base, and hardly more
     assert own.total == own.memory.total, "the pass keeps nothing, so training holds more"
     assert own.memory.weights < own.reference.memory < own.total
-    # Of a frozen base: forward, and the same again for the gradients of the inputs.
-    assert 0.45 < own.reference.flops_per_token / own.flops_per_token < 0.55
+    # Of a frozen base: forward, the same again for the gradients of the inputs, and what is computed twice;
+    # no more than a third would be all of training, where weights have gradients too.
+    assert 1 / 3 < own.reference.flops_per_token / own.flops_per_token < 1 / 2
     assert "measured once before training" in capsys.readouterr().out
 
 
