@@ -65,7 +65,7 @@ class Writer:
         expected = {} if own is None else {"answer": plain_text(own).strip()}
         good = self._good(one)
         if not good and self.gold and own is not None:
-            good = [plain_text(own).strip()]
+            good = [plain_text(own) if isinstance(prompt, str) else plain_text(own).strip()]
         if self.what == "rows":
             for text in good[:1]:
                 yield {"prompt": prompt, "completion": _spoken(prompt, text), **expected}
@@ -83,20 +83,19 @@ class Writer:
         kept = [
             p for p in order if self.least is None or (one.candidates[p].finished and self._passes(scores[p]))
         ]
-        return [text for text in dict.fromkeys(one.candidates[p].completion for p in kept) if text]
+        return [text for text in dict.fromkeys(one.candidates[p].completion for p in kept) if text.strip()]
 
     def _bad(self, one: Answered, good: Sequence[str]) -> list[str]:
-        """Return the texts that are not, the worst first; without `least`, those below the best score."""
-        scores = _scores(one)
+        """Return the texts that are not, the worst first; without `least`, those below the best score.
+
+        What came to no end is left out: trained on, it would have an end that the model never gave it.
+        """
+        scores, taken = _scores(one), good[: self.pairs_each]
+        best = max(scores) if self.least is None else self.least
         order = sorted(range(len(one)), key=lambda place: scores[place])
-        below = [
-            p
-            for p in order
-            if (scores[p] < max(scores) if self.least is None else not self._passes(scores[p]))
-        ]
+        below = [place for place in order if scores[place] < best and one.candidates[place].finished]
         texts = dict.fromkeys(one.candidates[place].completion for place in below)
-        taken = good[: self.pairs_each]
-        return [text for text in texts if text and text not in taken]
+        return [text for text in texts if text.strip() and text not in taken]
 
     def _passes(self, score: float) -> bool:
         return self.least is None or score >= self.least

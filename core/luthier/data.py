@@ -66,20 +66,31 @@ class Encoded:
         """Return a stable hash of every tree's contents, (n,) int64, in order."""
         return self.trees.digests()
 
-    def without(self, others: Encoded) -> Encoded:
+    def without(self, others: Encoded, unusable: str = "drop") -> Encoded:
         """Leave out the rows that are among `others`: a held-out row must not be trained on.
 
         Rows with a prompt are the same if their prompts are; of conversations, which may well begin alike,
         everything must be.
+
+        Raises:
+            DataError: There are some, and `unusable` says refuse.
         """
-        seen = set(others.keys)
+        seen, reason = set(others.keys), "also in eval_data"
         kept = [i for i, key in enumerate(self.keys) if key not in seen]
-        dropped = Counter(self.dropped)
-        if len(kept) < len(self):
-            dropped["also in eval_data"] += len(self) - len(kept)
+        shared = [i for i, key in enumerate(self.keys) if key in seen]
+        dropped, named = Counter(self.dropped), dict(self.named)
+        if shared:
+            dropped[reason] += len(shared)
+            named[reason] = [self.trees[i].origin for i in shared[:NAMED]]
+            if unusable == "refuse":
+                which = f"{', '.join(named[reason])}{' …' if len(shared) > NAMED else ''}"
+                raise DataError(
+                    f"{len(shared):,} rows of data are also in eval_data ({which}); leave them out of one"
+                )
         rows = [self.rows[i] for i in kept] if self.rows else []
         keys = array("q", (self.keys[i] for i in kept))
-        return replace(self, trees=self.trees.select(kept), rows=rows, keys=keys, dropped=dropped)
+        trees = self.trees.select(kept)
+        return replace(self, trees=trees, rows=rows, keys=keys, dropped=dropped, named=named)
 
     def completed(
         self, objective: Objective, seed: int, unusable: str = "drop", training: bool = False

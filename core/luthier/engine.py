@@ -190,12 +190,21 @@ class Loop:
 
     def _check(self, value: float) -> None:
         if not math.isfinite(value):
-            self._guard.stop(self.processes, self._origins)
+            self._guard.stop(self.processes, self._origins, self._faulty)
 
     def _origins(self, step: int) -> list[str]:
         # A guard may see a step late; what is online has only its last batch left.
         late = step != self.progress.step and not self.objective.online
         return [tree.origin for tree in (self.batches.batch(step - 1) if late else self._batch)]
+
+    @torch.no_grad()
+    def _faulty(self, origins: list[str]) -> list[str]:
+        """Return those of `origins` whose loss by themselves is not finite; all of them where none is."""
+        if self.processes.sharded:  # which runs in all processes or in none
+            return origins
+        alone = [Pack.of([tree], self.policy.device) for tree in self._batch if tree.origin in origins]
+        losses = [(pack.trees[0].origin, self.objective.loss(self.policy, pack).total) for pack in alone]
+        return [origin for origin, loss in losses if not math.isfinite(float(loss))] or origins
 
     def _pause(self) -> None:
         self.progress.window_seconds = time.perf_counter() - self._start

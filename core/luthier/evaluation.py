@@ -86,12 +86,18 @@ class Evaluator:
         mine = self.processes.share(range(len(rows)))
         told = self._told([rows[i] for i in mine])
         found = [
-            Candidate(rows[i].fields["prompt"], one.text, len(one.ids), one.finished, rows[i])
+            Candidate(
+                rows[i].fields["prompt"],
+                one.after(rows[i].fields["prompt"]),
+                len(one.ids),
+                one.finished,
+                rows[i],
+            )
             for i, one in zip(mine, told, strict=True)
         ]
         assert self.scoring is not None
         rewards = self.scoring(found).total.tolist()
-        samples = {i: self._sample(rows[i], one.text) for i, one in zip(mine, told, strict=True)}
+        samples = {i: self._sample(rows[i], one.said) for i, one in zip(mine, told, strict=True)}
         parts = self.processes.gather(
             (samples, rewards, [one.finished for one in told], [one.tokens for one in found])
         )
@@ -104,7 +110,7 @@ class Evaluator:
         rows = self._prompted()
         mine = self.processes.share(range(len(rows)))
         told = self._told([rows[i] for i in mine])
-        samples = {i: self._sample(rows[i], one.text) for i, one in zip(mine, told, strict=True)}
+        samples = {i: self._sample(rows[i], one.said) for i, one in zip(mine, told, strict=True)}
         everyones = {i: sample for part in self.processes.gather(samples) for i, sample in part.items()}
         return [everyones[i] for i in range(len(rows))]
 
@@ -140,7 +146,7 @@ def generate(
     policy: Policy, codec: Codec, prompts: Sequence[Sequence[int]], settings: EvaluationConfig
 ) -> list[str]:
     """Answer `prompts` greedily and return the texts, in order."""
-    return [one.text for one in greedy(policy, codec, prompts, settings)]
+    return [one.said for one in greedy(policy, codec, prompts, settings)]
 
 
 def plain_text(value: object) -> str:

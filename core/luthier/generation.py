@@ -38,7 +38,7 @@ class Answer:
     """An answer.
 
     Attributes:
-        text: Without special tokens.
+        text: Without special tokens, as it continues its prompt.
         finished: It came to an end by itself.
         ids: Its tokens, the end among them.
     """
@@ -46,6 +46,15 @@ class Answer:
     text: str
     finished: bool
     ids: tuple[int, ...] = ()
+
+    @property
+    def said(self) -> str:
+        """The text without the white space around it."""
+        return self.text.strip()
+
+    def after(self, prompt: Any) -> str:
+        """Return what follows `prompt`: after a text as it is, after messages what the message says."""
+        return self.text if isinstance(prompt, str) else self.said
 
 
 def answers(
@@ -68,7 +77,7 @@ def _answer(codec: Codec, ids: list[int], ends: frozenset[int]) -> Answer:
     """Return the answer that generated `ids` are, up to their first end; behind it stands padding."""
     end = next((place for place, one in enumerate(ids) if one in ends), None)
     own = ids if end is None else ids[: end + 1]
-    return Answer(codec.text(own).strip(), end is not None, tuple(own))
+    return Answer(codec.text(own), end is not None, tuple(own))
 
 
 @torch.no_grad()

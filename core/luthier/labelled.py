@@ -13,7 +13,7 @@ from luthier.data_source import Row
 from luthier.errors import DataError, UnusableRowError
 from luthier.objective import Finding
 from luthier.pair_findings import EQUAL, contradictions
-from luthier.pair_rows import pair_tree
+from luthier.pair_rows import pair_tree, says_nothing
 from luthier.permutation import derangement
 from luthier.references import keys_of
 from luthier.tree import Branch, Tree
@@ -40,6 +40,8 @@ def labelled_tree(row: Row, codec: Codec, threshold: float | None = None) -> Tre
             f"{row.origin}: has {has}; expected 'prompt', 'completion' and '{LABEL}'; rename with "
             "data.columns, or set objective.unpair=true for pairs of chosen and rejected"
         )
+    if isinstance(completion, str | list) and says_nothing(completion):
+        raise UnusableRowError(row.origin, "with an empty completion")
     good = _label(row) if threshold is None else _rating(row) >= threshold
     return _with_label(codec.pair(prompt, completion, row.origin, tools=row.fields.get("tools")), good)
 

@@ -47,8 +47,7 @@ def evaluate(config: DictConfig) -> EvaluationReport:
                 "under objective=sft"
             )
         check_head(loaded, objective, config.objective.name)
-        if objective.needs_reference:
-            check_reference(config)
+        check_reference(config, objective.needs_reference)
         source, rows = source_rows(config, "data", loaded, objective)
         held_out = source, rows.completed(objective, config.seed, config.unusable)
         wide = wants_wide(config.model.wide_residual, objective.needs_reference)

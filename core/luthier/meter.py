@@ -86,14 +86,25 @@ class Guard:
         """Whether one of the numbers was none; asks the device."""
         return self._first is not None and int(self._first) >= 0
 
-    def stop(self, processes: Processes, rows_of: Callable[[int], list[str]]) -> NoReturn:
+    def stop(
+        self,
+        processes: Processes,
+        rows_of: Callable[[int], list[str]],
+        faulty: Callable[[list[str]], list[str]] = list,
+    ) -> NoReturn:
         """Say which rows gave the first number that was none; every process must call it.
+
+        Args:
+            processes: The run's.
+            rows_of: Says which rows a step has.
+            faulty: Says which of the rows of a pack are at fault.
 
         Raises:
             LuthierError: Always.
         """
         place = -1 if self._first is None else int(self._first)
         step, origins = self._seen[place]
+        origins = faulty(origins) if place >= 0 and origins else origins
         all_seen = processes.gather((place, step, origins))
         found = [(where, rows) for number, where, rows in all_seen if number >= 0 and rows is not None]
         if found:
@@ -103,7 +114,7 @@ class Guard:
         more = f" and {len(rows) - NAMED} more" if len(rows) > NAMED else ""
         raise LuthierError(
             f"step {step}: {what} is not finite; its rows: {', '.join(rows[:NAMED])}{more}. The last "
-            "checkpoint is kept. Lower optimiser.lr, look at these rows, or train with model.dtype=float32"
+            "checkpoint is kept. Look at these rows, lower optimiser.lr, or train in float32 if it is not"
         )
 
     def clear(self) -> None:

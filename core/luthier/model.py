@@ -173,6 +173,8 @@ def load_model(
         quantiser.finish(model)
     elif method == BITS_AND_BYTES:
         settle(model)
+    if not train_base:
+        model.requires_grad_(False)  # whoever trains a part of it says so
     model.config.pad_token_id = model.generation_config.pad_token_id = tokenizer.pad_token_id
     if kind := saved_kind(model_config.architectures):
         load_head(model, kind, stored_head(source.base, config.revision, head_name(model, kind)))

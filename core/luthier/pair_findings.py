@@ -52,4 +52,5 @@ def _length(share: float, means: Sequence[float]) -> str:
     told = f"chosen is the longer side in {share:.0%} of the pairs ({sizes})"
     if max(share, 1 - share) < BIASED:
         return told
-    return f"{told}: length alone predicts the preference {'' if share > 0.5 else '(the shorter) '}that often"
+    which = "longer" if share > 0.5 else "shorter"
+    return f"{told}: taking the {which} side is right in {max(share, 1 - share):.0%} of them"

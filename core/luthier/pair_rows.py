@@ -14,6 +14,9 @@ from luthier.tree import Tree
 
 SIDES = ("chosen", "rejected")
 
+REPEATED = 4
+"""Words of a prompt from which texts that both begin with it are taken to repeat it."""
+
 
 def pair_tree(row: Row, codec: Codec) -> Tree:
     """Return the tree of a row: its prompt with the chosen and the rejected completion.
@@ -78,14 +81,19 @@ def _typed(row: Row, name: str) -> Any:
 
 
 def _refuse_empty(name: str, side: Any, origin: str) -> None:
-    if not side or (not side.strip() if isinstance(side, str) else all(map(is_empty, side))):
+    if says_nothing(side):
         raise UnusableRowError(origin, f"with an empty side: '{name}'")
+
+
+def says_nothing(side: Any) -> bool:
+    """Whether a completion, a text or messages, is empty."""
+    return not side or (not side.strip() if isinstance(side, str) else all(map(is_empty, side)))
 
 
 def _after_text(prompt: str, one: Any, other: Any, origin: str) -> tuple[Prompt, tuple[Prompt, Prompt]]:
     """Return prompt and sides of a row whose prompt is a text."""
     if isinstance(one, str):
-        repeated = bool(prompt) and one.startswith(prompt) and other.startswith(prompt)
+        repeated = _begins(one, prompt) and _begins(other, prompt)
         return prompt, ((one[len(prompt) :], other[len(prompt) :]) if repeated else (one, other))
     if all(side and side[0].get("role") == "assistant" for side in (one, other)):
         return [{"role": "user", "content": prompt}], (one, other)
@@ -97,6 +105,11 @@ def _after_text(prompt: str, one: Any, other: Any, origin: str) -> tuple[Prompt,
             "give completions alone"
         )
     return turns, sides
+
+
+def _begins(side: str, prompt: str) -> bool:
+    """Whether `side` repeats `prompt`: a greeting, or a word, may well begin an answer by itself."""
+    return len(prompt.split()) >= REPEATED and side.startswith(prompt)
 
 
 def _after_turns(prompt: Sequence[Message], side: Any) -> Prompt:

@@ -100,13 +100,19 @@ def _of_another(
     )
 
 
-def check_reference(config: DictConfig) -> None:
-    """Check what can be checked of a reference before any row is read.
+def check_reference(config: DictConfig, needed: bool) -> None:
+    """Check what can be checked of a reference before any row is read; warn where it is not `needed`.
 
     Raises:
         ConfigError: `reference.memory` is no folder.
         ModelError: `reference.model` is not there.
     """
+    if not needed:
+        for option in (name for name in ("model", "memory") if config.reference[name]):
+            log.warning(
+                "reference.%s is not read: objective=%s has no reference", option, config.objective.name
+            )
+        return
     memory = config.reference.memory
     if memory and Path(memory).expanduser().is_file():
         raise ConfigError(f"reference.memory={memory} is a file; expected a folder, which may be new")

@@ -166,7 +166,7 @@ class Rollouts:
         """Return whether the row's source calls it right, if it can tell."""
         assert one.row is not None
         try:
-            score = self.source.verify(one.row, one.completion)
+            score = self.source.verify(one.row, one.completion.strip())
         except Exception:  # noqa: BLE001 - only shown here; a reward model that asks says it itself
             return None
         return None if score is None else score >= 1.0 and one.finished
@@ -181,7 +181,8 @@ class Rollouts:
 
     def _candidates(self, place: int, own: Sequence[Answer]) -> list[Candidate]:
         row = self.prompts.rows[place]
-        return [Candidate(row.fields["prompt"], one.text, len(one.ids), one.finished, row) for one in own]
+        prompt = row.fields["prompt"]
+        return [Candidate(prompt, one.after(prompt), len(one.ids), one.finished, row) for one in own]
 
     def _measured(self, trees: Sequence[Tree]) -> list[Tree]:
         """Return `trees` with what every token has before the first step; without gradients."""

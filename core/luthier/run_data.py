@@ -75,7 +75,7 @@ def training_rows(config: DictConfig, reader: Reader, objective: Objective) -> R
     if not config.eval_data:
         return RunRows(source, data.completed(objective, config.seed, config.unusable, training=True), None)
     held_source, held_out = source_rows(config, "eval_data", reader, objective)
-    data = data.without(held_out)
+    data = data.without(held_out, str(config.unusable))
     if not len(data):
         raise ConfigError("every row of data is also in eval_data: nothing is left to train on")
     data = data.completed(objective, config.seed, config.unusable, training=True)

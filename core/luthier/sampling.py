@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -66,7 +67,7 @@ def _check(config: DictConfig) -> None:
     if config.write not in WRITES:
         raise ConfigError(unknown("write", str(config.write), WRITES))
     for key in ("n", "temperature", "max_new_tokens", "batch_size", "pairs_each", "pack_tokens"):
-        if not config[key] > 0:
+        if not 0 < config[key] < math.inf:
             raise ConfigError(f"{key}={config[key]} must be positive")
     if not 0 < config.top_p <= 1:
         raise ConfigError(f"top_p={config.top_p} must be in (0, 1]")
@@ -184,7 +185,7 @@ class _Sampling:
 
     def _candidates(self, row: Row, own: Sequence[Answer]) -> list[Candidate]:
         prompt = row.fields["prompt"]
-        return [Candidate(prompt, one.text, len(one.ids), one.finished, row) for one in own]
+        return [Candidate(prompt, one.after(prompt), len(one.ids), one.finished, row) for one in own]
 
     def _scored(self, candidates: Sequence[Candidate]) -> Scores | None:
         return self.scoring(candidates) if self.scoring else None
@@ -214,7 +215,7 @@ class _Sampling:
 
     def _verified(self, row: Row, one: Candidate) -> float | None:
         try:
-            return self.source.verify(row, one.completion)
+            return self.source.verify(row, one.completion.strip())
         except DataError:
             raise
         except Exception as error:

@@ -106,10 +106,9 @@ class _Training:
         check_processes(config.optimiser.name, optimiser, processes)
         adapter: Adapter = configs.build("adapter", config.adapter)
         objective = objective_of(config)
-        if objective.needs_reference:
-            check_reference(config)
         if objective.online:
             check_online(config, processes)
+        check_reference(config, objective.needs_reference)
         quantiser = configs.build("quantiser", config.quantiser) if config.quantiser else None
         base = adapter.trains_base
         loaded = load_model(config.model, train_base=base, quantiser=quantiser, train_adapter=not base)

@@ -115,9 +115,14 @@ def test_rows_that_are_no_pairs_are_named(fields, told):
 
 
 def test_texts_that_repeat_the_prompt_are_taken_without_it():
-    prompt, sides = split_pair(row(prompt="aa bb", chosen="aa bb cc", rejected="aa bb dd"))
-    assert (prompt, sides) == ("aa bb", (" cc", " dd"))
-    assert split_pair(row(prompt="aa", chosen="aa cc", rejected="dd"))[1] == ("aa cc", "dd")
+    asked = "one two three four"
+    prompt, sides = split_pair(row(prompt=asked, chosen=f"{asked} cc", rejected=f"{asked} dd"))
+    assert (prompt, sides) == (asked, (" cc", " dd"))
+    assert split_pair(row(prompt=asked, chosen=f"{asked} cc", rejected="dd"))[1] == (f"{asked} cc", "dd")
+
+
+def test_answers_that_begin_like_a_short_prompt_are_whole():
+    assert split_pair(row(prompt="Hello", chosen="Hello! How", rejected="Hello there"))[1][0] == "Hello! How"
 
 
 @pytest.mark.parametrize("fields", [{}, {"prompt": [USER]}], ids=["without a prompt", "with a prompt"])
@@ -194,9 +199,11 @@ def test_length_bias_is_said():
     long, short = " one two three four five", " six"
     biased = pair_findings(trees_of(("a", long, short), ("b", long, short), ("c", short, long)))[-1].text
     assert biased.startswith("chosen is the longer side in 67% of the pairs (")
-    assert biased.endswith("length alone predicts the preference that often")
+    assert biased.endswith("taking the longer side is right in 67% of them")
     even = pair_findings(trees_of(("a", long, short), ("c", short, long)))[-1].text
-    assert "length alone" not in even
+    assert "taking the" not in even
+    shorter = pair_findings(trees_of(("a", short, long), ("c", short, long)))[-1].text
+    assert shorter.endswith("taking the shorter side is right in 100% of them")
 
 
 def measured(objective, trees, shift=()):

@@ -3,13 +3,24 @@
 import json
 import logging
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from helpers import crash, save_tiny, tiny_llama, tiny_tokenizer, write_rows
-from luthier import ConfigError, DataError, ModelError, compose, evaluate, hookimpl, train
+from luthier import (
+    ConfigError,
+    DataError,
+    LuthierError,
+    ModelError,
+    Policy,
+    compose,
+    evaluate,
+    hookimpl,
+    train,
+)
 from luthier import reference_pass as passes
 from luthier.catalogue import catalogue
 
@@ -248,6 +259,53 @@ def test_a_value_that_is_not_finite_names_its_row(folder, tmp_path, monkeypatch)
     monkeypatch.setattr(passes.Policy, "logprobs", broken)
     with pytest.raises(DataError, match=r"pairs\.jsonl:3.*the log-probability -inf"):
         train(compose("train", overrides(folder, tmp_path / "run", "dpo", "pack_tokens=8")))
+
+
+@pytest.mark.parametrize("objective", ["orpo", "simpo"])
+def test_a_loss_that_is_not_finite_names_its_row_among_those_of_its_pack(
+    folder, tmp_path, monkeypatch, objective
+):
+    plain = Policy.logprobs
+
+    def broken(self, pack):
+        found = plain(self, pack)
+        bad = [tree.origin.endswith(":3") for tree in pack.trees]
+        factor = [torch.inf if bad[tree] else 1.0 for tree in pack.tree_of]
+        lengths = torch.tensor(found.lengths)
+        return replace(found, values=found.values * torch.tensor(factor).repeat_interleave(lengths))
+
+    monkeypatch.setattr(Policy, "logprobs", broken)
+    with pytest.raises(
+        LuthierError, match=r"the loss is not finite; its rows: [^,]*pairs\.jsonl:3\. The last"
+    ):
+        train(compose("train", overrides(folder, tmp_path / "run", objective, "max_steps=40")))
+
+
+def test_in_16_bits_a_model_without_an_adapter_can_be_either_side(folder, tmp_path):
+    """Nothing of it trains, so its residual stream can be wide."""
+    other = folder / "other"
+    given = overrides(folder, tmp_path / "run", "dpo", f"reference.model={other}", "model.dtype=bfloat16")
+    assert train(compose("train", given)).first_loss != pytest.approx(0.6931, abs=1e-4)
+    measure = [
+        f"model.path={other}", "data=jsonl", f"data.path={folder}/held.jsonl", "objective=dpo", "tracker=[]",
+        "evaluation.generate=false", f"run_dir={tmp_path}/measured",
+    ]  # fmt: skip
+    with pytest.raises(ModelError, match="carries no adapter"):
+        evaluate(compose("evaluate", measure))
+    report = evaluate(compose("evaluate", [*measure, f"reference.model={folder}/base"]))
+    assert 0 < report.loss < 2
+
+
+def test_what_is_not_read_of_a_reference_is_said(folder, tmp_path, caplog):
+    train(compose("train", overrides(folder, tmp_path / "run", "orpo", "reference.model=nowhere")))
+    assert "reference.model is not read: objective=orpo has no reference" in caplog.text
+
+
+def test_rows_that_are_held_out_too_are_named_and_can_stop_a_run(folder, tmp_path):
+    held = ["data@eval_data=jsonl", f"eval_data.path={folder}/pairs.jsonl", "evaluation.generate=false"]
+    given = overrides(folder, tmp_path / "run", "dpo", *held, "unusable=refuse")
+    with pytest.raises(DataError, match=r"rows of data are also in eval_data \([^)]*pairs\.jsonl:1, "):
+        train(compose("train", given))
 
 
 def test_held_out_pairs_are_measured(folder, tmp_path):

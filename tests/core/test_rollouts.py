@@ -116,7 +116,7 @@ def test_a_known_optimum_is_reached(folder, tmp_path):
     beta, run = 0.25, tmp_path / "run"
     train(compose("train", [
         *given(folder, run, "reward_model=[verifier]", "reward_models.verifier.match=pattern"),
-        "reward_models.verifier.pattern='^[a-m]'", "reward_models.verifier.unfinished=null",
+        r"reward_models.verifier.pattern='^\s*[a-m]'", "reward_models.verifier.unfinished=null",
         f"data.path={tmp_path}/one.jsonl", "objective.max_new_tokens=1", "objective.n=128",
         "objective.rollout=1", "batch_size=1", "objective.reuse=4", f"objective.kl_coefficient={beta}",
         "epochs=60", "adapter=full", "optimiser.lr=3e-3", "log_every=20",

@@ -70,7 +70,7 @@ def test_a_pair_is_a_right_and_a_wrong_answer(folder, tmp_path, told):
 def test_a_rows_own_completion_can_stand_in(folder, tmp_path, told):
     sample(given(folder, tmp_path / "pairs.jsonl", "write=pairs", "gold=true"))
     assert written(tmp_path / "pairs.jsonl")[1] == {
-        "prompt": "a longer one: 1 + 2 =", "chosen": "3", "rejected": "9", "answer": "3",
+        "prompt": "a longer one: 1 + 2 =", "chosen": " 3", "rejected": "9", "answer": "3",
     }  # fmt: skip
 
 
@@ -119,3 +119,16 @@ def test_rows_without_a_prompt_or_an_answer_are_named(folder, tmp_path, told):
     ):
         sample(given(folder, tmp_path / "out.jsonl", f"data.path={tmp_path}/open.jsonl", "write=pairs"))
     assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_a_wrong_answer_that_was_cut_off_is_no_side_of_a_pair(folder, tmp_path, told):
+    told[0] = [Answer("2", True), Answer("5 and", False), Answer(" 7", True), Answer("2", True)]
+    sample(given(folder, tmp_path / "pairs.jsonl", "write=pairs"))
+    assert [line["rejected"] for line in written(tmp_path / "pairs.jsonl")] == [" 7"]
+
+
+def test_answers_are_written_as_they_continue_a_text_and_verified_without_the_space(folder, tmp_path, told):
+    told[0] = [Answer(" 2\n", True)] * 4
+    result = sample(given(folder, tmp_path / "out.jsonl", "write=rows"))
+    assert [line["completion"] for line in written(tmp_path / "out.jsonl")] == [" 2\n"]
+    assert result.right == 4

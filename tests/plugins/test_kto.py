@@ -162,3 +162,16 @@ def test_the_loss_is_the_papers_and_so_is_it_in_parts(shift):
     known = pooled(policy, objective, packs, Processes())
     parts = [objective.loss(policy, Pack.of(pack, pooled=known)) for pack in packs]
     assert sum(part.total.item() for part in parts) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("empty", ["", " \n", [{"role": "assistant", "content": ""}]])
+def test_an_empty_completion_is_unusable_and_leaves_the_others(empty):
+    row = Row({"prompt": "a", "completion": empty, "label": True}, "rows.jsonl:3")
+    with pytest.raises(UnusableRowError, match=r"rows.jsonl:3: with an empty completion"):
+        KTO().encode(row, Codec(tiny_tokenizer()))
+
+
+def test_the_margin_is_between_the_kinds():
+    told = KTO().summarise({"rewards/desirable": 0.5, "rewards/undesirable": -0.25})
+    assert told["margin"] == 0.75
+    assert KTO().summarise({"rewards/desirable": 0.5}) == {"rewards/desirable": 0.5}

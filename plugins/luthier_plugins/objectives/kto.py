@@ -68,11 +68,8 @@ class KTO(Objective):
         Raises:
             ConfigError: A value that cannot train.
         """
-        check_positive(
-            beta=self.beta,
-            desirable_weight=self.desirable_weight,
-            undesirable_weight=self.undesirable_weight,
-        )
+        check_positive(beta=self.beta, desirable_weight=self.desirable_weight)
+        check_positive(undesirable_weight=self.undesirable_weight)
         if self.threshold is not None and not math.isfinite(self.threshold):
             raise ConfigError(f"objective.threshold={self.threshold} must be finite")
         if self.threshold is not None and self.unpair:
@@ -111,32 +108,38 @@ class KTO(Objective):
     def loss(self, policy: Policy, pack: Pack) -> Loss:
         """Return the sum of the rows' losses; its weight is their number."""
         seen = pack if pack.pooled is None else pack.only(0)
-        ratios = policy.logprobs(seen).sums() - policy.reference(seen)
+        logprobs = policy.logprobs(seen).sums()
+        ratios = logprobs - policy.reference(seen)
         if pack.pooled is None:
+            logprobs = logprobs[0::2]
             ratios, kl = ratios[0::2], ratios[1::2].detach().mean()
         else:
             kl = ratios.new_tensor(pack.pooled["kl"])
-        labels = [tree.values["label"] for tree in pack.trees]
-        good = torch.tensor(labels, device=ratios.device) > 0
+        good = torch.tensor([self.imitable(tree) for tree in pack.trees], device=ratios.device)
         above = self.beta * (ratios - kl.clamp(min=0))
-        losses = torch.where(
-            good,
-            self.desirable_weight * torch.sigmoid(-above),
-            self.undesirable_weight * torch.sigmoid(above),
-        )
-        return Loss(losses.sum(), len(losses), self._metrics(seen, ratios.detach(), above.detach(), good, kl))
+        missed, liked = torch.sigmoid(-above), torch.sigmoid(above)
+        losses = torch.where(good, self.desirable_weight * missed, self.undesirable_weight * liked)
+        told = self._metrics(seen, (logprobs.detach(), ratios.detach(), above.detach()), good, kl)
+        return Loss(losses.sum(), len(losses), told)
 
     def _metrics(
-        self, seen: Pack, ratios: Tensor, above: Tensor, good: Tensor, kl: Tensor
+        self, seen: Pack, values: tuple[Tensor, Tensor, Tensor], good: Tensor, kl: Tensor
     ) -> dict[str, tuple[Tensor, float]]:
+        logprobs, ratios, above = values
         rows = float(len(seen.trees))
         desirable = float(sum(map(self.imitable, seen.trees)))  # counted on the host, like the lengths
         lengths = ratios.new_tensor([len(tree.branches[0].scored_places) for tree in seen.trees])
         told = {"label_accuracy": (((above > 0) == good).sum(), rows), "kl": (kl * rows, rows)}
         for kind, mine, count in (("desirable", good, desirable), ("undesirable", ~good, rows - desirable)):
             told[f"rewards/{kind}"] = (self.beta * ratios * mine).sum(), count
+            told[f"logprobs/{kind}"] = (logprobs * mine).sum(), count
             told[f"length/{kind}"] = (lengths * mine).sum(), count
         return told
+
+    def summarise(self, means: Mapping[str, float]) -> Mapping[str, float]:
+        """Return the metrics with the margin between the rewards of the two kinds."""
+        good, bad = means.get("rewards/desirable"), means.get("rewards/undesirable")
+        return means if good is None or bad is None else {**means, "margin": good - bad}
 
 
 @hookimpl

@@ -107,7 +107,7 @@ class Verifier(RewardModel):
 
 
 def _by_source(source: DataSource | None, one: Candidate) -> float | None:
-    return source.verify(one.row, one.completion) if source and one.row else None
+    return source.verify(one.row, one.completion.strip()) if source and one.row else None
 
 
 def _expected(one: Candidate) -> Any:

@@ -54,7 +54,7 @@ class ProgressBar(Tracker):
         screen.move(done)
         if done == total:
             screen.stop()
-            self._print(f"[bold]{what:<10}[/]{total:,} completions measured")
+            self._print(f"[bold]{what:<10}[/]{total:,} completion{'s' * (total != 1)} measured")
 
     @hookimpl
     def after_header(self, lines: list[str]) -> None:
