@@ -41,7 +41,13 @@ class TreeStore(Sequence[Tree]):
             self.append(tree)
 
     def append(self, tree: Tree) -> None:
-        """Put `tree` at the end."""
+        """Put `tree` at the end.
+
+        Raises:
+            DataError: Its tokens have notes: rollouts live for some steps only, and are not stored here.
+        """
+        if any(branch.notes for branch in tree.branches):
+            raise DataError(f"{tree.origin}: an example's tokens have no notes; those are a rollout's")
         shape, ids = (
             array("i", [len(tree.prompt), len(tree.branches), len(tree.values)]),
             array("i", tree.prompt),

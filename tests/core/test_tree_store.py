@@ -48,10 +48,12 @@ def test_trees_come_back_equal_wherever_they_are_kept(spill):
         store[len(trees)]
 
 
-def test_every_field_of_a_tree_is_kept():
-    # A field that is added to them must be stored too.
+def test_every_field_of_a_tree_is_kept_or_refused():
+    # A field that is added to them must be stored too, or refused as notes are.
     assert [field.name for field in dataclasses.fields(Tree)] == ["prompt", "branches", "origin", "values"]
-    assert [field.name for field in dataclasses.fields(Branch)] == ["ids", "scored"]
+    assert [field.name for field in dataclasses.fields(Branch)] == ["ids", "scored", "notes"]
+    with pytest.raises(DataError, match=r"rows.jsonl:2: an example's tokens have no notes"):
+        TreeStore([Tree((1,), (Branch((2,), notes={"logprob": (-1.0,)}),), "rows.jsonl:2")])
 
 
 def test_a_selection_has_the_trees_and_the_counts_of_what_it_selects():
