@@ -190,6 +190,7 @@ def validate(verb: str, config: DictConfig) -> None:
     plain: Any = OmegaConf.to_container(config)
     if config.get("resume") == "auto" and "${now" in str(plain["run_dir"]):
         raise ConfigError("resume=auto needs a folder that stays the same: set run_dir=FOLDER")
+    _drop_unselected(config)
     chosen = {}
     for kind, where, child in selected(config):
         cls = catalogue().find(kind.name, str(child.name)).cls
@@ -197,6 +198,17 @@ def validate(verb: str, config: DictConfig) -> None:
         _refuse_unread(set(child) - options, options, f"{where}.")
         chosen[kind.name] = (str(child.name), cls)
     check_combination(config, chosen, loading=verb not in WITHOUT_WEIGHTS)
+
+
+def _drop_unselected(config: DictConfig) -> None:
+    """Leave out options that a recipe has for a method which an override has taken out of the selection."""
+    for kind in (kind for kind in KINDS.values() if kind.many):
+        nodes = config.get(f"{kind.group}s")
+        if isinstance(nodes, DictConfig):
+            OmegaConf.set_struct(nodes, False)
+            for name in [name for name, node in nodes.items() if "name" not in node]:
+                del nodes[name]
+            OmegaConf.set_struct(nodes, True)
 
 
 def _check_ranges(config: DictConfig) -> None:

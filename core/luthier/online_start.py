@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from omegaconf import DictConfig
+from torch import nn
 
 from luthier.codec import Codec
 from luthier.errors import ConfigError
@@ -74,6 +75,7 @@ def rollouts_of(
         DataError: A prompt leaves no room for an answer; its row is named.
     """
     assert isinstance(objective, OnlineObjective)
+    without_dropout(policy.model)
     check_room([tree.prompt for tree in rows.data.trees], rows.data.rows, loaded.context)
     return Rollouts(
         policy=policy,
@@ -90,6 +92,16 @@ def rollouts_of(
         seed=config.seed,
         processes=processes,
     )
+
+
+def without_dropout(model: nn.Module) -> None:
+    """Switch dropout off for good: what an answer was sampled with is what its ratio must be taken with."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name, value in vars(module).items():
+            if "dropout" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
 
 
 def frozen(policy: Policy) -> Callable[[Pack], Logprobs]:

@@ -100,8 +100,14 @@ def test_the_first_ratio_is_one_and_the_reference_is_where_training_starts(folde
         return loss(self, policy, pack)
 
     loss = PPO.loss
+    tuned = [
+        f"model.path={folder}/base", "model.dtype=float32", "data=jsonl", f"data.path={folder}/rows.jsonl",
+        "max_steps=6", "batch_size=4", "optimiser.lr=2e-2", "tracker=[]", f"run_dir={tmp_path}/tuned",
+    ]  # fmt: skip
+    train(compose("train", [*tuned, "adapter.dropout=0.3"]))
     monkeypatch.setattr(PPO, "loss", watch)
-    train(compose("train", given(folder, tmp_path / "run", "pack_tokens=24", "schedule.warmup=0")))
+    from_it = (f"model.path={tmp_path}/tuned", "adapter.dropout=0.3", "pack_tokens=24", "schedule.warmup=0")
+    train(compose("train", given(folder, tmp_path / "run", *from_it)))
     ratio, apart, value = seen[0]
     assert math.expm1(ratio) < 1e-6
     assert apart < 1e-6
