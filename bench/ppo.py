@@ -17,9 +17,10 @@ from bench import data, machine, sft
 from bench.report import markdown
 from bench.side_by_side import ROOT, environment
 
-COMMON = ["adapter.rank=16", "adapter.alpha=32", "batch_size=16", "pack_tokens=2048", "tracker=[metrics]",
-          "checkpoint.every=0", "log_every=1", "optimiser.lr=1e-5"]  # fmt: skip
-
+COMMON = [
+    "adapter.rank=16", "adapter.alpha=32", "adapter.dropout=0", "batch_size=16", "pack_tokens=2048",
+    "tracker=[metrics]", "checkpoint.every=0", "log_every=1", "optimiser.lr=1e-5",
+]  # fmt: skip
 
 SHARES = ("answering", "rest of the rollout", "training")
 
