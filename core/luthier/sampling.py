@@ -7,7 +7,7 @@ import json
 import logging
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -144,7 +144,9 @@ class _Sampling:
             log.warning("all answers to every prompt have the same score: there is no signal to choose by")
         return tally
 
-    def _part(self, places: range, tally: Tally, journal: Journal | None, advance: object) -> None:
+    def _part(
+        self, places: range, tally: Tally, journal: Journal | None, advance: Callable[[], None]
+    ) -> None:
         answered = self._answered(places, advance)
         lines = []
         for one in answered:
@@ -164,13 +166,12 @@ class _Sampling:
             least = 1.0  # partial credit is not a right answer
         return Writer(config.write, least, config.pairs_each, config.gold)
 
-    def _answered(self, places: range, advance: object) -> list[Answered]:
+    def _answered(self, places: range, advance: Callable[[], None]) -> list[Answered]:
         """Return what became of the prompts at `places`, in order."""
         made = answers(self.policy, self.codec, [self.prompts[place] for place in places], self.decoding)
         told: dict[int, list[Answer]] = {}
         for turn, own in made:
             told[places[turn]] = own
-            assert callable(advance)
             advance()
         found = {place: self._candidates(self.rows[place], told[place]) for place in places}
         scored = self._scored([one for place in places for one in found[place]])

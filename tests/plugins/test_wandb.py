@@ -65,6 +65,8 @@ def records(run_dir):
             place += BLOCK - place % BLOCK
             continue
         _, size, kind = struct.unpack_from("<IHB", data, place)
+        if place + 7 + size > len(data):  # it is being written
+            break
         part += data[place + 7 : place + 7 + size]
         place += 7 + size
         if kind in (1, 4):  # whole, or the last part
