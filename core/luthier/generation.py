@@ -91,7 +91,7 @@ def _continued(
     mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
     mask = mask.to(policy.device)
     with policy.native_attention(), policy.autocast():
-        started = _started(policy.model, ids, mask, decoding.n) if decoding.n > 1 else {}
+        started = _started(policy.model, ids, mask, decoding.n)
         out = policy.model.generate(
             input_ids=ids.repeat_interleave(decoding.n, 0),
             attention_mask=mask.repeat_interleave(decoding.n, 0),
@@ -111,21 +111,21 @@ def _continued(
 def _started(model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor, n: int) -> dict[str, Any]:
     """Run the prompts `ids` (B, L) but for their last tokens, once each, and return the cache of n answers.
 
-    A model whose state is no cache of keys and values, or that takes no positions, starts from nothing.
+    A model whose state is no cache of keys and values, or that takes no positions, starts from nothing. Without
+    it, `generate` asks the head for a slice of hidden states, which copies its weight for each of the prompts.
     """
-    takes = inspect.signature(model.forward).parameters
+    decoder = model.get_decoder()  # without the head, which nothing asks here
+    takes = inspect.signature(decoder.forward).parameters
     if ids.shape[1] < 2 or model._is_stateful or not {"position_ids", "past_key_values"} <= takes.keys():
         return {}
     cache = DynamicCache(config=model.config)
     places = (mask.cumsum(-1) - 1).clamp_(min=0)
-    few = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
-    model(
+    decoder(
         input_ids=ids[:, :-1],
         attention_mask=mask[:, :-1],
         position_ids=places[:, :-1],
         past_key_values=cache,
         use_cache=True,
-        **few,
     )
     cache.batch_repeat_interleave(n)
     return {"past_key_values": cache}
