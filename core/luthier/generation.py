@@ -111,8 +111,8 @@ def _continued(
 def _started(model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor, n: int) -> dict[str, Any]:
     """Run the prompts `ids` (B, L) but for their last tokens, once each, and return the cache of n answers.
 
-    A model whose state is no cache of keys and values, or that takes no positions, starts from nothing. Without
-    it, `generate` asks the head for a slice of hidden states, which copies its weight for each of the prompts.
+    A model whose state is no cache of keys and values, or that takes no positions, starts from nothing.
+    `generate` alone asks the head for a slice of hidden states, which copies its weight for each prompt.
     """
     decoder = model.get_decoder()  # without the head, which nothing asks here
     takes = inspect.signature(decoder.forward).parameters
