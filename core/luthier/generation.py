@@ -116,9 +116,10 @@ def _started(model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor, n: i
     """
     decoder = model.get_decoder()  # without the head, which nothing asks here
     takes = inspect.signature(decoder.forward).parameters
-    if ids.shape[1] < 2 or model._is_stateful or not {"position_ids", "past_key_values"} <= takes.keys():
+    cached = model._supports_default_dynamic_cache() and not model._is_stateful
+    if ids.shape[1] < 2 or not cached or not {"position_ids", "past_key_values"} <= takes.keys():
         return {}
-    cache = DynamicCache(config=model.config)
+    cache = DynamicCache(config=model.config.get_text_config(decoder=True))  # as `generate` makes it
     places = (mask.cumsum(-1) - 1).clamp_(min=0)
     decoder(
         input_ids=ids[:, :-1],
