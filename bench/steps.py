@@ -1,7 +1,7 @@
 """Solutions with a wrong step for process reward models: ``python -m bench.steps OUT [--size N] [--seed S]``.
 
-The worked solutions of reasoning-gym's gsm_symbolic, step by step. In half of them the result of one step is
-another number; its label is 0 and that of every other step 1.
+The worked solutions of reasoning-gym's gsm_symbolic, step by step. In most of them the result of one step is
+another number: its label is 0, that of every step before it 1, and the solution ends there.
 """
 
 import argparse
@@ -11,6 +11,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+WRONG = 0.8
+"""Share of the solutions that go wrong."""
 RESULT = re.compile(r"(=\s*[€$£]?)(\d+(?:\.\d+)?)(?!.*=)")
 """The number behind the last equals sign of a step."""
 
@@ -37,9 +39,9 @@ def row(entry: dict[str, Any], generator: random.Random) -> dict[str, Any] | Non
     if not changed:
         return None
     labels = [1] * len(steps)
-    if generator.random() < 0.5:
+    if generator.random() < WRONG:
         place = generator.choice(sorted(changed))
-        steps[place], labels[place] = changed[place], 0
+        steps, labels = [*steps[:place], changed[place]], [*labels[:place], 0]
     prompt = [{"role": "user", "content": entry["question"]}]
     return {"prompt": prompt, "steps": steps, "labels": labels}
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from luthier.config import build_method, compose
     from luthier.data_source import DataSource, Row
     from luthier.discovery import Plugin, plugins
+    from luthier.dropping import kept_at_random
     from luthier.errors import (
         ConfigError,
         DataError,
@@ -45,7 +46,9 @@ if TYPE_CHECKING:
     from luthier.low_rank import low_rank_linear, principal_part
     from luthier.low_rank_adapter import LowRankAdapter
     from luthier.measuring import evaluate
-    from luthier.merger import Merger
+    from luthier.merge_report import MergeReport
+    from luthier.merger import Group, Groups, Merger, agreed_mean, shares_of, weights_of
+    from luthier.merging import merge
     from luthier.method import option
     from luthier.metric_text import grouped_metrics, plain_metrics
     from luthier.objective import Finding, Loss, Objective
@@ -76,6 +79,7 @@ if TYPE_CHECKING:
     from luthier.sampling import sample
     from luthier.saving import save_model
     from luthier.screen import Screen
+    from luthier.selection import Largest, largest
     from luthier.selector import Selector
     from luthier.steps import check_separator, split_steps, step_tree
     from luthier.targets import is_target, select_matrices
@@ -94,6 +98,7 @@ _HOMES = {
     "config": "build_method compose",
     "data_source": "DataSource Row",
     "discovery": "Plugin plugins",
+    "dropping": "kept_at_random",
     "errors": "ConfigError DataError GuardError LuthierError ModelError PluginError UnusableRowError unknown",
     "file_source": "FileSource file_sources parse_json text_lines without_nulls",
     "folding": "FoldReport fold",
@@ -101,10 +106,14 @@ _HOMES = {
     "in_backward": "ProjectedAdamInBackward",
     "judge": "judge_of",
     "labelled": "check_labels label_findings labelled_sides labelled_tree with_mismatched",
+    "selection": "Largest largest",
     "linear_adapter": "AdaptedLinear LinearAdapter copy_state linear_shape refuse_adapted weight_of",
     "low_rank": "low_rank_linear principal_part",
     "low_rank_adapter": "LowRankAdapter",
-    "merger": "Merger",
+    "measuring": "evaluate",
+    "merge_report": "MergeReport",
+    "merger": "Group Groups Merger agreed_mean shares_of weights_of",
+    "merging": "merge",
     "method": "option",
     "metric_text": "grouped_metrics plain_metrics",
     "objective": "Finding Loss Objective",
@@ -112,26 +121,25 @@ _HOMES = {
     "optimiser": "InBackward Optimiser",
     "pair_rows": "pair_tree",
     "pairs": "PairRows PairedObjective Side check_positive check_share log1mexp preference_metrics",
+    "peft_folder": "load_adapter",
     "planning": "PlanResult plan",
     "policy": "Logprobs Policy",
     "previewing": "PreviewResult preview",
     "projected_adam": "ProjectedAdam",
-    "peft_folder": "load_adapter",
     "quantiser": "Quantiser",
     "redaction": "without_secrets",
     "report": "EvaluationReport Sample StepReport TrainResult",
     "returns": "advantages explained_variance kl_estimate steered",
     "reward_model": "Candidate Place RewardModel Scorer text_of",
-    "selector": "Selector",
     "row_filter": "RowFilter",
     "sample_report": "SampleResult",
     "sampling": "sample",
     "saving": "save_model",
     "screen": "Screen",
+    "selector": "Selector",
     "steps": "check_separator split_steps step_tree",
     "targets": "is_target select_matrices",
     "tracker": "Tracker",
-    "measuring": "evaluate",
     "training": "train",
     "tree": "Branch Pack Tree",
     "weight_norm": "row_norms squared_row_norms weight_normed_linear",
@@ -158,13 +166,17 @@ __all__ = [
     "FileSource",
     "Finding",
     "FoldReport",
+    "Group",
+    "Groups",
     "GuardError",
     "InBackward",
+    "Largest",
     "LinearAdapter",
     "Logprobs",
     "Loss",
     "LowRankAdapter",
     "LuthierError",
+    "MergeReport",
     "Merger",
     "ModelError",
     "Objective",
@@ -200,6 +212,7 @@ __all__ = [
     "Tree",
     "UnusableRowError",
     "advantages",
+    "agreed_mean",
     "build_method",
     "calibration_metrics",
     "check_labels",
@@ -218,14 +231,17 @@ __all__ = [
     "hookimpl",
     "is_target",
     "judge_of",
+    "kept_at_random",
     "kl_estimate",
     "label_findings",
     "labelled_sides",
     "labelled_tree",
+    "largest",
     "linear_shape",
     "load_adapter",
     "log1mexp",
     "low_rank_linear",
+    "merge",
     "module_of",
     "option",
     "pair_tree",
@@ -241,6 +257,7 @@ __all__ = [
     "sample",
     "save_model",
     "select_matrices",
+    "shares_of",
     "split_steps",
     "squared_row_norms",
     "steered",
@@ -252,6 +269,7 @@ __all__ = [
     "unknown",
     "weight_normed_linear",
     "weight_of",
+    "weights_of",
     "with_mismatched",
     "without_nulls",
     "without_secrets",

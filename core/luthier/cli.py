@@ -24,6 +24,7 @@ usage: luthier VERB [options]
   plan       what a run takes and what fits, from shapes alone: nothing is downloaded
   evaluate   loss, perplexity and verified answers of a model on held-out rows
   sample     answers to prompts, scored: as candidates, preference pairs or rows to train on
+  merge      several models or adapters as one: soup, task arithmetic, TIES, DARE, in bounded memory
   fold       an adapter and its base made one plain model, with the error of rounding layer by layer
   plugins    what is registered, from which package and version
 
@@ -33,13 +34,14 @@ usage: luthier VERB [options]
   luthier preview model.path=FOLDER data=jsonl data.path=rows.jsonl                what would be trained on
   luthier plan model=llama3_70b quantiser=nf4 adapter=lora model.device=cuda memory_gb=48         does it fit?
   luthier fold model.path=RUN out=FOLDER                           a model without adapter, for any program
+  luthier merge 'models=[runs/one,runs/two]' merger=ties base=FOLDER run_dir=runs/merged
   luthier train -m adapter=lora,full optimiser.lr=1e-4,3e-4 …      one run for each combination
   luthier plugins new optimiser NAME                               a package with a method of your own
 
 Environment: LUTHIER_PLUGINS (third-party distributions to load; empty: none), LUTHIER_BLOCKED (ones to
 leave out), LUTHIER_CACHE (converted models), LUTHIER_TRACEBACK=1 (whole tracebacks)."""
 
-COMPOSED = ("train", "evaluate", "sample", "fold", "preview", "plan")
+COMPOSED = ("train", "evaluate", "sample", "merge", "fold", "preview", "plan")
 """The verbs that take a config; each is a function of `luthier` too."""
 ONE_AT_A_TIME = {
     "preview": "shows what one config trains on",

@@ -118,7 +118,7 @@ def opened(overrides: list[str]) -> list[str]:
         for package in (KINDS[one.kind].package(one.name), f"eval_{KINDS[one.kind].group}")
         if isinstance(_made(field), dict)
     ]
-    tables += ["model.shape", "also", "before"]
+    tables += ["model.shape", "also", "before", "tasks"]
     return [f"++{one}" if _starts(one, tables) else one for one in overrides]
 
 
@@ -218,6 +218,9 @@ def _check_ranges(config: DictConfig) -> None:
             raise ConfigError(f"{key}={value} must be positive")
     if "evaluation" not in config:  # nothing is trained or measured
         return
+    _check_evaluation(config)
+    if "overflow" not in config:  # of the rows of a run
+        return
     for key in ("memory_gb", "tflops", "efficiency", "tokens"):
         value = config.get(key)
         if value is not None and not 0 < value < math.inf:
@@ -230,11 +233,14 @@ def _check_ranges(config: DictConfig) -> None:
         raise ConfigError(f"seed={config.seed} must be in [0, 2³¹)")
     if config.evaluation.every and "eval_data" in config and config.eval_data is None:
         raise ConfigError("evaluation.every needs held-out rows: choose data@eval_data=SOURCE")
+    if "checkpoint" in config:
+        _check_checkpoints(config)
+
+
+def _check_evaluation(config: DictConfig) -> None:
     for key, least in (("every", 0), ("batch_size", 1), ("max_new_tokens", 1), ("samples", 0)):
         if config.evaluation[key] < least:
             raise ConfigError(f"evaluation.{key}={config.evaluation[key]} must be at least {least}")
-    if "checkpoint" in config:
-        _check_checkpoints(config)
 
 
 def _check_checkpoints(config: DictConfig) -> None:

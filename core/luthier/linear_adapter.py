@@ -48,6 +48,13 @@ class AdaptedLinear(nn.Module, ABC):
     def merged_weight(self) -> torch.Tensor:
         """Return the (d_out, d_in) fp32 weight of the one linear layer that equals this one in eval mode."""
 
+    def low_rank(self) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Return fp32 (d_out, r) and (r, d_in) whose product is all that the adapter adds to the weight.
+
+        None where what it adds is of no low rank, or depends on the weight.
+        """
+        return None
+
     @abstractmethod
     def adapter_state(self) -> dict[str, torch.Tensor]:
         """Return the adapter's tensors by PEFT's suffix (``lora_A.weight``), to go on the base."""

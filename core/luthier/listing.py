@@ -67,11 +67,14 @@ def show_runs(runs: list[tuple[str, Path]]) -> None:
         runs: The overrides that tell a run from the others, and its folder.
     """
     rows = [(folder, overrides, _measured(folder)) for overrides, folder in runs]
-    named = [name for name in COLUMNS if any(values.get(name, "–") != "–" for _, _, values in rows)]
+    every = dict.fromkeys([*COLUMNS, *(name for _, _, values in rows for name in values)])
+    named = [name for name in every if any(values.get(name, "–") != "–" for _, _, values in rows)]
     table = _table("", "run", *named)
     for folder, overrides, values in rows:
         table.add_row(
-            folder.name, overrides, *([values[name] for name in named] if values else ["[red]failed[/]"])
+            folder.name,
+            overrides,
+            *([values.get(name, "–") for name in named] if values else ["[red]failed[/]"]),
         )
     console = _console()
     console.print(f"\n[bold]{len(runs)} runs[/] in {_relative(runs[0][1].parent)}", highlight=False)
@@ -96,7 +99,7 @@ def _measured(folder: Path) -> dict[str, str]:
     told["preferences"] = _change(_preferences(old), _preferences(new))
     told["reward"] = _change(old.get("reward"), new.get("reward"), ".2f")
     told["length preferred"] = _change(old.get("length/preferred"), new.get("length/preferred"), ".1f")
-    return told
+    return told | {task: _number(score, ".0%") for task, score in (summary.get("scores") or {}).items()}
 
 
 def _preferences(metrics: dict[str, float]) -> float | None:

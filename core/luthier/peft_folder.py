@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -137,14 +138,10 @@ def load_adapter(model: nn.Module, folder: Path, adapters: Readers, trainable: b
     """
     config, tensors = _read(folder)
     head = _head(model, config, tensors)
-    kind = _kind(config)
-    if kind not in adapters:
-        raise ModelError(f"{folder}: {unknown('PEFT kind', kind, adapters)}")
-    _refuse(folder, config, adapters[kind].peft_options)
-    of_modules = {name: one for name, one in tensors.items() if name not in adapters[kind].peft_shared}
-    targets = _modules(folder, model, of_modules)
+    known = {name for name, _ in model.named_modules() if name}
+    saved = _saved(folder, config, tensors, adapters, known, type(model).__name__)
     try:
-        adapter = adapters[kind].from_peft({**config, "target_modules": targets})
+        adapter = saved.method(*saved.layers)
         adapter.attach(model, torch.Generator())
         adapter.load_state(model, tensors)
     except (ConfigError, ModelError) as error:
@@ -157,6 +154,71 @@ def load_adapter(model: nn.Module, folder: Path, adapters: Readers, trainable: b
     if not trainable:
         model.requires_grad_(False)
     return adapter
+
+
+@dataclass(frozen=True)
+class SavedAdapter:
+    """What a PEFT folder holds, before it is on a model.
+
+    Attributes:
+        cls: The adapter class that reads it.
+        config: ``adapter_config.json``.
+        tensors: By module name and suffix, as `PeftAdapter.state` has them.
+        layers: The modules it changes.
+    """
+
+    cls: type[PeftAdapter]
+    config: Mapping[str, Any]
+    tensors: Mapping[str, torch.Tensor]
+    layers: tuple[str, ...]
+
+    @property
+    def transposed(self) -> bool:
+        """Whether the layers keep their weights as Conv1D does, (d_in, d_out)."""
+        return bool(self.config.get("fan_in_fan_out"))
+
+    def method(self, *layers: str) -> PeftAdapter:
+        """Return the adapter for `layers` alone.
+
+        Raises:
+            ConfigError, ModelError: Its options cannot be used.
+        """
+        return self.cls.from_peft({**self.config, "target_modules": list(layers)})
+
+    def of(self, layer: str) -> dict[str, torch.Tensor]:
+        """Return the tensors of `layer`, and those that all layers share."""
+        mine = (f"{layer}.", *self.cls.peft_shared)
+        return {name: tensor for name, tensor in self.tensors.items() if name.startswith(mine)}
+
+
+def read_adapter(folder: Path, adapters: Readers, modules: Collection[str]) -> SavedAdapter:
+    """Read the adapter saved in `folder`, which lies on a model of these modules.
+
+    Raises:
+        ModelError: The folder is incomplete or pickled, has options nobody here understands, belongs to
+            another model, or has a head of its own.
+    """
+    config, tensors = _read(folder)
+    if config.get("task_type") in TASKS.values():
+        raise ModelError(f"{folder}: it is a reward model, whose head no other has; expected an adapter of a "
+                         "language model")  # fmt: skip
+    return _saved(folder, config, tensors, adapters, modules, "the base model")
+
+
+def _saved(
+    folder: Path,
+    config: dict[str, Any],
+    tensors: dict[str, torch.Tensor],
+    adapters: Readers,
+    modules: Collection[str],
+    model: str,
+) -> SavedAdapter:
+    kind = _kind(config)
+    if kind not in adapters:
+        raise ModelError(f"{folder}: {unknown('PEFT kind', kind, adapters)}")
+    _refuse(folder, config, adapters[kind].peft_options)
+    own = [name for name in tensors if name not in adapters[kind].peft_shared]
+    return SavedAdapter(adapters[kind], config, tensors, tuple(_modules(folder, modules, own, model)))
 
 
 def _beside(model: nn.Module) -> tuple[str, dict[str, torch.Tensor]]:
@@ -214,16 +276,15 @@ def _refuse(folder: Path, config: Mapping[str, Any], understood: frozenset[str])
                              "train the adapter without it, or merge it into its base with peft")  # fmt: skip
 
 
-def _modules(folder: Path, model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> list[str]:
-    """Return the modules of `model` that `tensors` belong to: the longest part of each name that is one."""
-    known = {name for name, _ in model.named_modules() if name}
+def _modules(folder: Path, known: Collection[str], tensors: Collection[str], model: str) -> list[str]:
+    """Return the modules that `tensors` belong to: the longest part of each name that is a known one."""
     found = set()
     for name in tensors:
         parts = name.split(".")
         prefixes = (".".join(parts[:end]) for end in range(len(parts) - 1, 0, -1))
         module = next((prefix for prefix in prefixes if prefix in known), None)
         if module is None:
-            raise ModelError(f"{folder}: '{name}' belongs to no module of {type(model).__name__}; "
+            raise ModelError(f"{folder}: '{name}' belongs to no module of {model}; "
                              "was the adapter trained on another model?")  # fmt: skip
         found.add(module)
     return sorted(found)

@@ -439,17 +439,23 @@ class Soup(Merger):
 
     fault: str = option("", "Which.")
 
-    def merge(self, name, inputs, base):
-        result = torch.stack(list(inputs)).mean(0)
+    def merge(self, group):
+        first = group.tensors[0]
+        result = first + sum((one - first) / len(group.tensors) for one in group.tensors[1:])
         if self.fault == "order":
-            result = 0.5 * result + 0.5 * inputs[0]
+            result = 0.5 * result + 0.5 * first
         if self.fault == "writes":
-            inputs[0].zero_()
+            first.zero_()
         if self.fault == "draws":
             result = result + torch.rand(result.shape)
         if self.fault == "scales":
             result = 0.9 * result
+        if self.fault == "whole":
+            result = result + result.sum() - result.sum() / result.numel()
         return result.double() if self.fault == "dtype" else result
+
+    def coefficients(self, labels):
+        return [(1.0 if self.fault == "sum" else 1 / len(labels)) for _ in labels]
 
 
 @dataclass(frozen=True)
@@ -460,9 +466,9 @@ class Arithmetic(Merger):
     least_inputs = 2
     fault: str = option("", "Which.")
 
-    def merge(self, name, inputs, base):
-        total = sum(one - base for one in inputs)
-        return total if self.fault else base + total
+    def merge(self, group):
+        total = sum(group.deltas())
+        return total if self.fault else group.base + total
 
 
 @pytest.mark.parametrize(
@@ -471,9 +477,12 @@ class Arithmetic(Merger):
         (Soup, "dtype", "test_it_returns_float32_of_the_inputs_shape", "not float32"),
         (Soup, "writes", "test_its_inputs_stay_as_they_are", "wrote into its inputs"),
         (Soup, "scales", "test_one_model_is_itself", "from itself"),
+        (Soup, "scales", "test_models_that_agree_stay_what_they_are", "all alike"),
         (Soup, "order", "test_the_order_of_the_models_is_without_effect", "symmetric = False"),
+        (Soup, "whole", "test_pieces_are_without_effect", "elementwise = False"),
         (Soup, "draws", "test_shards_are_without_effect", "from `name`"),
-        (Arithmetic, "no base", "test_no_difference_to_the_base_is_the_base", "that equal the base"),
+        (Soup, "sum", "test_coefficients_are_what_is_merged", "coefficients say"),
+        (Arithmetic, "no base", "test_models_that_agree_stay_what_they_are", "all alike"),
     ],
 )
 def test_a_broken_merger_is_caught(cls, fault, check, told):

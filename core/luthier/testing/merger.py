@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import ClassVar
 
 import pytest
 import torch
 
-from luthier.merger import Merger
+from luthier.merger import Group, Merger
 from luthier.testing.suite import Suite, apart, seeded
 
 SHAPES: dict[str, tuple[int, ...]] = {
@@ -19,6 +20,7 @@ SHAPES: dict[str, tuple[int, ...]] = {
     "model.conv.weight": (2, 3, 4),
 }
 CLOSE = 1e-6
+BASE = 99
 
 
 class MergerSuite(Suite):
@@ -31,15 +33,52 @@ class MergerSuite(Suite):
     method: ClassVar[type[Merger]]
     inputs: ClassVar[int] = 3
 
-    def merged(self, name: str, order: tuple[int, ...] | None = None) -> torch.Tensor:
-        """Return the merge of the tensor `name` of the models `order`, all by default."""
-        models = order or tuple(range(max(self.inputs, self.method.least_inputs)))
-        found: torch.Tensor = self.make().merge(name, [tensor(name, one) for one in models], self.base(name))
-        return found
+    @property
+    def models(self) -> tuple[int, ...]:
+        """The numbers of the models that are merged."""
+        return tuple(range(max(self.inputs, self.method.least_inputs)))
 
-    def base(self, name: str) -> torch.Tensor | None:
-        """Return the base model's tensor, if the method needs one."""
-        return tensor(name, 99) if self.method.needs_base else None
+    def merged(
+        self, name: str, models: Sequence[int] | None = None, run: int | None = None, order: int = 1
+    ) -> torch.Tensor:
+        """Return the merge of the tensor `name`, as core would do it.
+
+        Args:
+            name: One of `SHAPES`.
+            models: The models' numbers; that of the base stands for a model that equals it.
+            run: Elements of a group; None: the whole tensor in one, of its own shape.
+            order: −1: the models in reverse.
+        """
+        numbers = list(self.models if models is None else models)
+        labels = [f"model{place}" for place in range(len(numbers))]
+        merger = self.make()
+        merger.check(labels)
+
+        def groups(of: Iterable[str] = (name,), surveyed: object = None) -> Iterable[Group]:
+            return [
+                one for tensor in of for one in self._groups(tensor, numbers, labels, run, order, surveyed)
+            ]
+
+        surveyed = None
+        if merger.surveys != "nothing":
+            every = SHAPES if merger.surveys == "model" else (name,)
+            surveyed = merger.survey(lambda: groups(every))
+        parts = [merger.merge(group) for group in groups((name,), surveyed)]
+        return parts[0] if run is None else torch.cat([part.view(-1) for part in parts]).view(SHAPES[name])
+
+    def _groups(
+        self, name: str, numbers: list[int], labels: list[str], run: int | None, order: int, surveyed: object
+    ) -> Iterable[Group]:
+        tensors = [tensor(name, number) for number in numbers]
+        base = tensor(name, BASE) if self.method.needs_base else None
+        if run is None:
+            yield Group(name, tuple(labels[::order]), tuple(tensors[::order]), base, 0, surveyed)
+            return
+        for start in range(0, tensors[0].numel(), run):
+            part = slice(start, start + run)
+            own = tuple(one.view(-1)[part] for one in tensors[::order])
+            under = None if base is None else base.view(-1)[part]
+            yield Group(name, tuple(labels[::order]), own, under, start, surveyed)
 
     def test_it_returns_float32_of_the_inputs_shape(self) -> None:
         """The result is float32 of the inputs' shape, finite, and a tensor of its own."""
@@ -50,20 +89,33 @@ class MergerSuite(Suite):
             assert torch.isfinite(found).all(), f"{name} is not finite"
 
     def test_its_inputs_stay_as_they_are(self) -> None:
-        """Inputs and base are shared with other calls and never written to."""
+        """Models and base are shared with other calls and never written to."""
         for name in SHAPES:
-            count = max(self.inputs, self.method.least_inputs)
-            inputs, base = [tensor(name, one) for one in range(count)], self.base(name)
-            before = [one.clone() for one in inputs]
-            self.make().merge(name, inputs, base)
-            same = all(map(torch.equal, inputs, before))
+            own = [tensor(name, one) for one in self.models]
+            base = tensor(name, BASE) if self.method.needs_base else None
+            before = [one.clone() for one in own]
+            merger = self.make()
+            group = Group(name, tuple(f"model{one}" for one in self.models), tuple(own), base)
+            if merger.surveys != "nothing":
+                surveyed = merger.survey(lambda group=group: [group])
+                group = Group(name, group.labels, group.tensors, base, 0, surveyed)
+            merger.merge(group)
+            same = all(map(torch.equal, own, before))
             assert same, f"{name}: merge wrote into its inputs; work on a copy"
-            assert base is None or torch.equal(base, tensor(name, 99)), f"{name}: merge wrote into the base"
+            assert base is None or torch.equal(base, tensor(name, BASE)), f"{name}: merge wrote into the base"
+
+    def test_models_that_agree_stay_what_they_are(self) -> None:
+        """Equal models, and the base where one is needed, merge to themselves, bit by bit."""
+        for name in SHAPES:
+            found = self.merged(name, [BASE for _ in self.models])
+            same = torch.equal(found, tensor(name, BASE))
+            off = apart(found, tensor(name, BASE))
+            assert same, f"{name}: models that are all alike merge to something {off:.1e} from them"
 
     def test_one_model_is_itself(self) -> None:
-        """Where one input is enough (`least_inputs` 1), merging it changes nothing."""
-        if self.method.least_inputs > 1:
-            pytest.skip("it needs several models")
+        """Where one model is enough and no base is needed, merging it changes nothing."""
+        if self.method.least_inputs > 1 or self.method.needs_base:
+            pytest.skip("it needs several models, or a base")
         for name in SHAPES:
             off = apart(self.merged(name, (0,)), tensor(name, 0))
             assert off < CLOSE, f"{name}: one model alone is {off:.1e} from itself; or set least_inputs = 2"
@@ -72,12 +124,20 @@ class MergerSuite(Suite):
         """A method whose order matters says so: ``symmetric: ClassVar[bool] = False``."""
         if not self.method.symmetric:
             pytest.skip("its order matters, and it says so")
-        order = tuple(range(max(self.inputs, self.method.least_inputs)))
         for name in SHAPES:
-            off = apart(self.merged(name, order[::-1]), self.merged(name, order))
+            off = apart(self.merged(name, order=-1), self.merged(name))
             assert off < CLOSE, (
                 f"{name}: in another order the result is {off:.1e} apart; set symmetric = False"
             )
+
+    def test_pieces_are_without_effect(self) -> None:
+        """A tensor merged a run of elements at a time is bit-identical: or set ``elementwise = False``."""
+        if not self.method.elementwise:
+            pytest.skip("it takes whole tensors, and it says so")
+        for name in SHAPES:
+            for run in (1, 7, 1000):
+                same = torch.equal(self.merged(name, run=run), self.merged(name))
+                assert same, f"{name}: in runs of {run} elements the result differs; set elementwise = False"
 
     def test_shards_are_without_effect(self) -> None:
         """Tensors merged in any order and from several threads are bit-identical: seeds come from names."""
@@ -90,15 +150,18 @@ class MergerSuite(Suite):
             same = torch.equal(found[name], expected[name])
             assert same, f"{name} depends on what was merged before it; seed a torch.Generator from `name`"
 
-    def test_no_difference_to_the_base_is_the_base(self) -> None:
-        """Where a base is needed, models that equal it merge to it."""
-        if not self.method.needs_base:
-            pytest.skip("it needs no base")
+    def test_coefficients_are_what_is_merged(self) -> None:
+        """A merge with coefficients is θ_base + Σ cᵢ τᵢ; any base serves a merger that needs none."""
+        labels = [f"model{place}" for place in range(len(self.models))]
+        coefficients = self.make().coefficients(labels)
+        if coefficients is None:
+            pytest.skip("it has none")
         for name in SHAPES:
-            base = tensor(name, 99)
-            count = max(self.inputs, self.method.least_inputs)
-            off = apart(self.make().merge(name, [base.clone() for _ in range(count)], base), base)
-            assert off < CLOSE, f"{name}: models that equal the base merge to {off:.1e} from it"
+            base = tensor(name, BASE)
+            models = [tensor(name, one) for one in self.models]
+            expected = base + sum(c * (one - base) for c, one in zip(coefficients, models, strict=True))
+            off = apart(self.merged(name), expected)
+            assert off < CLOSE, f"{name}: the result is {off:.1e} from what its coefficients say"
 
 
 def tensor(name: str, model: int) -> torch.Tensor:

@@ -69,6 +69,12 @@ class LoRALinear(AdaptedLinear):
         a, b = self.factors()
         return self.base_weight() + self.scale * (b @ a)
 
+    @torch.no_grad()
+    def low_rank(self) -> tuple[Tensor, Tensor]:
+        """s·[B, −B₀] and [A; A₀]."""
+        a, b = self.factors()
+        return self.scale * b, a
+
     def adapter_state(self) -> dict[str, Tensor]:
         """``lora_A.weight``, ``lora_B.weight``; of rank 2r for PiSSA, to load on the unchanged base."""
         a, b = self.factors()

@@ -1,0 +1,98 @@
+"""What lies beside merged weights: config, tokenizer, the report and a model card."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from huggingface_hub import ModelCard, ModelCardData
+
+from luthier.folder import sha256_of
+from luthier.merge_inputs import MergeInput
+from luthier.merge_report import MergeReport, as_text
+from luthier.peft_folder import WEIGHTS
+from luthier.report import as_json, versions, write_json
+
+REPORT = "merge.json"
+_TOKENIZER = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
+    "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model", "chat_template.jinja",
+)  # fmt: skip
+
+
+def write_companions(
+    folder: Path,
+    inputs: Sequence[MergeInput],
+    base: MergeInput | None,
+    report: MergeReport,
+    dtype: torch.dtype | None,
+) -> None:
+    """Write everything but the weights into `folder`.
+
+    Args:
+        folder: Of the result.
+        inputs: The models; the first one's tokenizer is taken.
+        base: The base, whose config is taken; without one the first model's.
+        report: For ``merge.json`` and the card.
+        dtype: Of all floating-point tensors; None where they differ.
+    """
+    first = base or inputs[0]
+    config = dict(first.config)
+    config.pop("torch_dtype", None)
+    if dtype is not None:
+        config["dtype"] = str(dtype).removeprefix("torch.")
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    generation = first.checkpoint.folder / "generation_config.json"
+    if generation.is_file():
+        shutil.copyfile(generation, folder / generation.name)
+    copy_tokenizer(inputs[0], folder)
+    everyone = [*inputs, *([base] if base else [])]
+    hashes = {one.label: hashes_of(one) for one in everyone}
+    write_json(folder / REPORT, {**as_json(report), "hashes": hashes, "versions": versions()})
+    write_card(folder, report, hashes)
+
+
+def copy_tokenizer(model: MergeInput, folder: Path) -> None:
+    """Copy the tokenizer of `model`: the adapter's if one lies beside it, else the base's."""
+    beside = (model.folder / "tokenizer_config.json").is_file()
+    home = model.folder if beside else model.checkpoint.folder
+    for name in _TOKENIZER:
+        if (home / name).is_file():
+            shutil.copyfile(home / name, folder / name)
+
+
+def hashes_of(model: MergeInput) -> dict[str, str]:
+    """Return the SHA-256 of every file of weights."""
+    files = list(model.checkpoint.files)
+    if model.adapter_folder is not None:
+        files.append(model.adapter_folder / WEIGHTS)
+    return {file.name: sha256_of(file) for file in files}
+
+
+def write_card(folder: Path, report: MergeReport, hashes: dict[str, dict[str, str]]) -> None:
+    """Write ``README.md``: what was merged, how, and with which versions."""
+    options = ", ".join(f"`{key}` {as_text(value)}" for key, value in report.merger.items() if key != "name")
+    rows = {**report.models, **({"base": report.base} if report.base else {})}
+    lines = [
+        f"# A merge of {', '.join(report.models)}",
+        "",
+        f"Merged by Luthier with `{report.merger['name']}`: {options or '–'}.",
+        "",
+        "| model | from | file | SHA-256 |",
+        "|---|---|---|---|",
+        *(
+            f"| {label} | {place} | {file} | `{digest}` |"
+            for label, place in rows.items()
+            for file, digest in hashes.get(label, {}).items()
+        ),
+        "",
+        *(f"- {note}" for note in report.notes),
+        "",
+        "Versions: " + ", ".join(f"{name} {number}" for name, number in versions().items()) + ".",
+        f"What became of every tensor is in `{REPORT}`.",
+    ]
+    data = ModelCardData(library_name="transformers", tags=["merge", "luthier"])
+    ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n".join(lines) + "\n").save(folder / "README.md")

@@ -1,0 +1,170 @@
+"""The models of a merge: transformers folders, runs, adapters; tensors of any of them read lazily."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from luthier.errors import ConfigError, LuthierError, ModelError
+from luthier.linear_adapter import AdaptedLinear, adapted_layers
+from luthier.model_source import find_source
+from luthier.peft_folder import SavedAdapter, read_adapter, readers
+from luthier.weight_files import Checkpoint, Stored, open_checkpoint
+
+WEIGHT = ".weight"
+_WANTED = ["*.safetensors", "*.json", "*.jinja", "*.txt", "tokenizer.model"]
+
+
+@dataclass(frozen=True)
+class MergeInput:
+    """A model of a merge.
+
+    Attributes:
+        label: What it is called.
+        checkpoint: The tensors of the model, or of an adapter's base.
+        config: Its ``config.json``.
+        adapter: What lies on it.
+        adapter_folder: Where that comes from.
+    """
+
+    label: str
+    checkpoint: Checkpoint
+    config: Mapping[str, Any]
+    adapter: SavedAdapter | None = None
+    adapter_folder: Path | None = None
+    layers: frozenset[str] = field(default=frozenset())
+
+    @property
+    def folder(self) -> Path:
+        """Where it comes from, its tokenizer too."""
+        return self.adapter_folder or self.checkpoint.folder
+
+    @property
+    def tensors(self) -> Mapping[str, Stored]:
+        """Its tensors."""
+        return self.checkpoint.tensors
+
+    def adapts(self, name: str) -> bool:
+        """Whether the adapter changes the tensor `name`."""
+        return name.removesuffix(WEIGHT) in self.layers if name.endswith(WEIGHT) else False
+
+    @torch.no_grad()
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
+        """Return elements of a tensor in fp32, (stop − start,); what the adapter changes is read whole."""
+        if self.adapts(name):
+            assert self.adapter is not None
+            merged = self.layer(name).merged_weight()
+            return (merged.T if self.adapter.transposed else merged).reshape(-1)[start:stop]
+        return self.checkpoint.read(name, start, stop).float()
+
+    def layer(self, name: str) -> AdaptedLinear:
+        """Return the adapted layer whose weight is the tensor `name`, the base's weight in fp32 in it."""
+        assert self.adapter is not None
+        module = name.removesuffix(WEIGHT)
+        stored = self.tensors[name]
+        weight = self.checkpoint.read(name).float().view(stored.shape)
+        root = nn.Module()
+        _put(root, module, _linear(weight, self.adapter.transposed))
+        self.adapter.method(module).attach(root, torch.Generator())
+        self.adapter.method(module).load_state(root, self.adapter.of(module))
+        return adapted_layers(root)[module]
+
+
+def _linear(weight: torch.Tensor, transposed: bool) -> nn.Module:
+    """Return a layer without bias that has `weight`; Conv1D keeps it the other way round."""
+    with torch.device("meta"):
+        layer: nn.Module = (
+            Conv1D(weight.shape[1], weight.shape[0])
+            if transposed
+            else nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+        )
+    layer.weight = nn.Parameter(weight, requires_grad=False)
+    if transposed:
+        layer.bias = nn.Parameter(torch.zeros(weight.shape[1]), requires_grad=False)
+    return layer
+
+
+def _put(root: nn.Module, name: str, layer: nn.Module) -> None:
+    """Put `layer` under its dotted name into `root`, which has nothing else."""
+    *path, last = name.split(".")
+    for part in path:
+        child = nn.Module()
+        root.add_module(part, child)
+        root = child
+    root.add_module(last, layer)
+
+
+def labelled(models: Any) -> dict[str, str]:
+    """Return label → path of the option ``models``: a mapping, or a list whose labels are the folders' names.
+
+    Raises:
+        ConfigError: It is neither, or two models of a list have the same name.
+    """
+    if isinstance(models, Mapping):
+        found = {str(label): path for label, path in models.items()}
+    elif isinstance(models, list | tuple):
+        found = {}
+        for path in models:
+            label = _label(str(path))
+            if label in found:
+                raise ConfigError(
+                    f"models: {found[label]} and {path} would both be called {label}; give them names: "
+                    "'models={one: FOLDER, two: FOLDER}'"
+                )
+            found[label] = path
+    else:
+        raise ConfigError(f"models={models!r}: expected '[FOLDER, FOLDER]' or '{{one: FOLDER, two: FOLDER}}'")
+    if not found or not all(isinstance(path, str) and path for path in found.values()):
+        raise ConfigError("models is empty: expected '[FOLDER, FOLDER]' or '{one: FOLDER, two: FOLDER}'")
+    return found
+
+
+def _label(path: str) -> str:
+    place = Path(path)
+    return place.parent.name if place.name == "model" and place.parent.name else place.name
+
+
+def open_input(label: str, path: str) -> MergeInput:
+    """Open the model that a person calls `path`.
+
+    Raises:
+        ModelError: It is not there, or cannot be merged; the message names it.
+    """
+    try:
+        source = find_source(SimpleNamespace(path=path, gguf_package=None, adapter=None))
+        checkpoint = open_checkpoint(_local(source.base))
+        config = json.loads((checkpoint.folder / "config.json").read_text(encoding="utf-8"))
+        if config.get("quantization_config"):
+            raise ModelError(f"{checkpoint.folder} is quantised; merge its original in full precision")
+        if source.adapter is None:
+            return MergeInput(label, checkpoint, config)
+        adapter = read_adapter(source.adapter, readers(), _modules(checkpoint))
+    except LuthierError as error:
+        raise type(error)(f"models.{label}: {error}") from error
+    return MergeInput(label, checkpoint, config, adapter, source.adapter, frozenset(adapter.layers))
+
+
+def _modules(checkpoint: Checkpoint) -> set[str]:
+    return {name.removesuffix(WEIGHT) for name in checkpoint.tensors if name.endswith(WEIGHT)}
+
+
+def _local(base: str) -> Path:
+    """Return the folder of a checkpoint, fetched from the hub where it is not here."""
+    if Path(base).is_dir():
+        return Path(base)
+    try:
+        return Path(snapshot_download(base, allow_patterns=_WANTED))
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"{base} is neither a folder here nor a name the Hugging Face hub gives us now; check the "
+            "spelling and the connection"
+        ) from error

@@ -1,0 +1,285 @@
+"""What a merge will do, checked before anything is read: tensors, rules, memory, room on the disk."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from luthier.errors import ConfigError, ModelError
+from luthier.merge_inputs import MergeInput
+from luthier.merge_tensor import RUN, TensorJob
+from luthier.merger import Merger
+from luthier.pretrained import from_pretrained, quiet
+from luthier.selection import ROOM
+
+MISSING = ("refuse", "base", "present")
+_BUFFERS = 10
+"""Runs of elements besides those of the models that are in memory at a time."""
+_SAME = ("model_type", "architectures", "hidden_size", "num_hidden_layers", "vocab_size")
+_HARMLESS = frozenset(
+    {"_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache", "pad_token_id"}
+)
+
+
+@dataclass(frozen=True)
+class MergePlan:
+    """What a merge will do.
+
+    Attributes:
+        jobs: The tensors of the result, as the first model orders them.
+        notes: What a person should know of them, a line each.
+        skeleton: The model without weights, as transformers builds it from the result's config.
+    """
+
+    jobs: tuple[TensorJob, ...]
+    notes: tuple[str, ...]
+    skeleton: PreTrainedModel
+
+
+@dataclass
+class _Found:
+    """What is found out tensor by tensor."""
+
+    jobs: list[TensorJob] = field(default_factory=list)
+    copied: list[str] = field(default_factory=list)
+    partly: list[str] = field(default_factory=list)
+    tied: list[str] = field(default_factory=list)
+
+
+def plan_merge(
+    inputs: Sequence[MergeInput], base: MergeInput | None, dtype: torch.dtype | None, missing: str
+) -> MergePlan:
+    """Return what merging `inputs` will do.
+
+    Args:
+        inputs: The models.
+        base: Of a merger that needs one.
+        dtype: What floating-point tensors are written in; None: what the first model has.
+        missing: What becomes of tensors that some models lack: one of `MISSING`.
+
+    Raises:
+        ModelError: The models do not fit each other; tensors, shapes and models are named.
+    """
+    everyone = [*inputs, base] if base is not None else list(inputs)
+    first = base or inputs[0]
+    notes = list(_check_configs(first, everyone))
+    skeleton = empty_model(first)
+    tied = _tied(skeleton)
+    names: dict[str, None] = {}
+    for one in (first, *everyone):
+        names |= dict.fromkeys(one.tensors)
+    found = _Found()
+    for name in names:
+        if name in tied and all(
+            name not in one.tensors or _is_copy(one, name, tied[name]) for one in everyone
+        ):
+            found.tied.append(name)
+            continue
+        found.jobs.append(_job(name, inputs, base, dtype, missing, found))
+    notes += _notes(found, missing)
+    return MergePlan(tuple(found.jobs), tuple(notes), skeleton)
+
+
+def _job(
+    name: str,
+    inputs: Sequence[MergeInput],
+    base: MergeInput | None,
+    dtype: torch.dtype | None,
+    missing: str,
+    found: _Found,
+) -> TensorJob:
+    holders = tuple(one for one in inputs if name in one.tensors)
+    everyone = [*holders, base] if base is not None and name in base.tensors else list(holders)
+    first = everyone[-1] if base is not None and name in base.tensors else everyone[0]
+    stored = first.tensors[name]
+    for one in everyone:
+        if one.tensors[name].shape != stored.shape:
+            raise ModelError(_other_shape(name, first, one))
+    floats = stored.dtype.is_floating_point
+    written = (dtype or stored.dtype) if floats else stored.dtype
+    complete = len(holders) == len(inputs) and (base is None or name in base.tensors)
+    if not complete:
+        source = _partly(name, inputs, holders, base, missing)
+        found.partly.append(name)
+        if source is not None or not floats:
+            return TensorJob(name, stored.shape, written, holders, base, source or first)
+        return TensorJob(name, stored.shape, written, holders, base)
+    if not floats:
+        _check_equal(name, everyone)
+        found.copied.append(name)
+        return TensorJob(name, stored.shape, written, holders, base, first)
+    return TensorJob(name, stored.shape, written, holders, base)
+
+
+def _partly(
+    name: str,
+    inputs: Sequence[MergeInput],
+    holders: Sequence[MergeInput],
+    base: MergeInput | None,
+    missing: str,
+) -> MergeInput | None:
+    """Return the model that a tensor which not all have is copied from; None: it is merged."""
+    in_base = base is not None and name in base.tensors
+    if missing == "refuse":
+        lacking = [f"models.{one.label}" for one in inputs if name not in one.tensors]
+        lacking += ["base"] if base is not None and not in_base else []
+        raise ModelError(
+            f"{name} is not in {', '.join(lacking)}; missing=present merges the models that have a tensor, "
+            "missing=base takes the base's"
+        )
+    if base is None:
+        return None
+    if in_base and (missing == "base" or not holders):
+        return base
+    if in_base:
+        return None
+    return holders[0] if len(holders) == 1 else _no_base(name, holders)
+
+
+def _no_base(name: str, holders: Sequence[MergeInput]) -> MergeInput:
+    labels = ", ".join(one.label for one in holders)
+    raise ModelError(
+        f"{name} is in {labels} and not in the base, so there is nothing to take differences to; merge "
+        "without it, or choose another base"
+    )
+
+
+def _other_shape(name: str, first: MergeInput, other: MergeInput) -> str:
+    shapes = " and ".join(f"{list(one.tensors[name].shape)} in {one.label}" for one in (first, other))
+    rows = [one.config.get("vocab_size") for one in (first, other)]
+    vocabulary = f": vocabularies of {rows[0]} and {rows[1]} tokens" if rows[0] != rows[1] else ""
+    return f"{name} is {shapes}{vocabulary}; only models of one shape can be merged"
+
+
+def _check_equal(name: str, models: Sequence[MergeInput]) -> None:
+    own = models[0].checkpoint.read(name)
+    for one in models[1:]:
+        if not torch.equal(own, one.checkpoint.read(name)):
+            raise ModelError(
+                f"{name} counts in whole numbers and differs between {models[0].label} and {one.label}; such "
+                "tensors are not merged"
+            )
+
+
+def _check_configs(first: MergeInput, models: Sequence[MergeInput]) -> list[str]:
+    """Refuse other architectures; return notes of what else differs."""
+    notes = []
+    for one in models:
+        for key in _SAME[:2]:
+            if one.config.get(key) != first.config.get(key):
+                raise ModelError(
+                    f"{one.label} is a {one.config.get(key)} and {first.label} a {first.config.get(key)}; "
+                    "only models of one architecture can be merged"
+                )
+        keys = {*one.config, *first.config} - _HARMLESS
+        differing = sorted(key for key in keys if one.config.get(key) != first.config.get(key))
+        if differing and not set(differing) & set(_SAME):
+            notes.append(
+                f"{one.label}: its config has another {', '.join(differing)}; {first.label}'s is written"
+            )
+    return notes
+
+
+def empty_model(of: MergeInput) -> PreTrainedModel:
+    """Return the model of a checkpoint's config, without weights.
+
+    Raises:
+        ModelError: transformers does not know it.
+    """
+    config = from_pretrained(AutoConfig, str(of.checkpoint.folder))
+    try:
+        with torch.device("meta"), quiet():
+            model = AutoModelForCausalLM.from_config(config)
+    except (ValueError, KeyError, RuntimeError) as error:
+        raise ModelError(
+            f"{of.checkpoint.folder}: transformers builds no language model of it: {error}"
+        ) from error
+    assert isinstance(model, PreTrainedModel)
+    return model
+
+
+def _tied(model: PreTrainedModel) -> Mapping[str, str]:
+    """Return tensors that are another one under a second name → that one."""
+    if not model.config.get_text_config().tie_word_embeddings:
+        return {}
+    return dict(getattr(model, "all_tied_weights_keys", None) or {})
+
+
+def _is_copy(model: MergeInput, name: str, of: str) -> bool:
+    """Whether the tensor `name` equals the tensor `of`, run by run."""
+    one, other = model.tensors.get(name), model.tensors.get(of)
+    if one is None or other is None or one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    spans = ((start, min(start + RUN, one.count)) for start in range(0, one.count, RUN))
+    return all(
+        torch.equal(model.checkpoint.read(name, *span), model.checkpoint.read(of, *span)) for span in spans
+    )
+
+
+def _notes(found: _Found, missing: str) -> list[str]:
+    notes = []
+    if found.tied:
+        notes.append(f"tied, written once: {', '.join(found.tied)}")
+    if found.copied:
+        notes.append(f"{len(found.copied)} tensors of whole numbers copied: {_some(found.copied)}")
+    if found.partly:
+        notes.append(
+            f"{len(found.partly)} tensors that not all models have, missing={missing}: {_some(found.partly)}"
+        )
+    return notes
+
+
+def _some(names: Sequence[str], count: int = 3) -> str:
+    return ", ".join(names[:count]) + (" …" if len(names) > count else "")
+
+
+def room_for(
+    jobs: Sequence[TensorJob], merger: Merger, max_memory: float, threads: int, in_use: float
+) -> int:
+    """Return up to how many elements a tensor is held whole, so that a merge stays within `max_memory` GiB.
+
+    Raises:
+        ConfigError: It cannot; the message says what it takes.
+    """
+    merged = [job for job in jobs if job.source is None]
+    models = max((len(job.readers) for job in merged), default=1)
+    working = 4 * RUN * (2 * models + _BUFFERS)
+    if merger.surveys != "nothing":
+        working += 3 * 4 * ROOM * models
+    if merger.elementwise:
+        whole = max((4 * job.count * (job.whole + 3) for job in merged if job.whole), default=0)
+    else:
+        whole = max((4 * job.count * (len(job.readers) + 3) for job in merged), default=0)
+    needed = threads * (working + whole)
+    free = max_memory * 2**30 - in_use
+    if needed > free:
+        raise ConfigError(
+            f"max_memory={max_memory:g} GiB is too little: the program has {in_use / 2**30:.2f} GiB in use, "
+            f"and merging these tensors takes {needed / 2**30:.2f} GiB on {threads} threads; set "
+            f"max_memory={(in_use + needed) / 2**30 + 0.005:.2f}" + (", or threads=1" if threads > 1 else "")
+        )
+    return int((free - needed) / threads / (4 * (models + 1)))
+
+
+def check_disk(folder: Path, total: int) -> None:
+    """Refuse to begin what the disk has no room for.
+
+    Raises:
+        ConfigError: It has not.
+    """
+    parent = folder
+    while not parent.exists():
+        parent = parent.parent
+    with contextlib.suppress(OSError):
+        free = shutil.disk_usage(parent).free
+        if free < total:
+            raise ConfigError(
+                f"{folder}: the result has {total / 1e9:.2f} GB and the disk has room for "
+                f"{free / 1e9:.2f} GB; choose another run_dir, or make room"
+            )

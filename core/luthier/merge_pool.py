@@ -1,0 +1,140 @@
+"""Merges tensors on several threads, shows how far it is, and records what is on the disk."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+
+from luthier.merge_journal import Journal
+from luthier.merge_tensor import MergedTensor, TensorJob, groups_of, merge_tensor
+from luthier.merger import Merger
+from luthier.shard_writer import ShardWriter
+
+_RECORD_EVERY = 10.0
+"""Seconds between two moments at which what is done is made safe."""
+
+
+def merge_all(
+    jobs: Sequence[TensorJob],
+    merger: Merger,
+    keep: int,
+    threads: int,
+    writer: ShardWriter,
+    journal: Journal,
+) -> list[MergedTensor]:
+    """Merge `jobs` and return what became of them, in their order; those of the journal are left out.
+
+    Args:
+        jobs: The tensors.
+        merger: The method.
+        keep: Elements up to which a tensor is read once and held.
+        threads: Tensors that are merged at a time.
+        writer: Where they go.
+        journal: What is done.
+
+    Raises:
+        ModelError: An input has numbers that are not finite, or is cut off.
+    """
+    left = [job for job in jobs if job.name not in journal.done]
+    with _one_thread_each(), _progress() as bar:
+        surveyed = None
+        if merger.surveys == "model" and left:
+            task = bar.add_task("survey", total=None)
+            surveyed = merger.survey(groups_of(jobs, merger, keep))
+            bar.remove_task(task)
+        task = bar.add_task("merge", total=sum(map(_bytes, jobs)))
+        bar.advance(task, sum(_bytes(job) for job in jobs if job.name in journal.done))
+        _run(
+            left, merger, surveyed, keep, threads, writer, journal, lambda job: bar.advance(task, _bytes(job))
+        )
+    return [journal.done[job.name] for job in jobs]
+
+
+def _run(
+    left: Sequence[TensorJob],
+    merger: Merger,
+    surveyed: Any,
+    keep: int,
+    threads: int,
+    writer: ShardWriter,
+    journal: Journal,
+    advance: Any,
+) -> None:
+    # The largest first: the last ones then end together.
+    queue = iter(sorted(left, key=lambda job: -job.count))
+    fresh: list[MergedTensor] = []
+    recorded = time.monotonic()
+    with ThreadPoolExecutor(threads) as pool:
+        running: dict[Future[MergedTensor], TensorJob] = {}
+        try:
+            while True:
+                # One more than there are threads: its bytes are read ahead while the others are merged.
+                for job in queue:
+                    for one in job.readers:
+                        one.checkpoint.expect(job.name)
+                    running[pool.submit(merge_tensor, job, merger, surveyed, keep, writer.write)] = job
+                    if len(running) > threads:
+                        break
+                if not running:
+                    break
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    fresh.append(future.result())
+                    advance(running.pop(future))
+                if time.monotonic() - recorded > _RECORD_EVERY:
+                    _record(fresh, writer, journal)
+                    fresh, recorded = [], time.monotonic()
+        finally:
+            pool.shutdown(cancel_futures=True)
+            whole = [one for one in running if not one.cancelled() and one.exception() is None]
+            _record([*fresh, *(one.result() for one in whole)], writer, journal)
+
+
+def _record(fresh: Sequence[MergedTensor], writer: ShardWriter, journal: Journal) -> None:
+    writer.flush()
+    journal.add(fresh)
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """Let torch use one thread an operation: the tensors are what runs side by side."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _progress() -> Progress:
+    console = Console()
+    return Progress(
+        TextColumn("[bold]{task.description}[/]"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+
+
+def _bytes(job: TensorJob) -> int:
+    """Return what is read of the models for a tensor."""
+    if job.source is not None:
+        return job.count * job.dtype.itemsize
+    return sum(job.count * one.tensors[job.name].dtype.itemsize for one in job.readers)

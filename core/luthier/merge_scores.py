@@ -1,0 +1,48 @@
+"""A merged model's scores on held-out tasks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from luthier import config as configs
+from luthier.codec import Codec
+from luthier.data import encode
+from luthier.data_source import DataSource
+from luthier.errors import LuthierError
+from luthier.evaluation import Evaluator
+from luthier.model import ModelConfig, load_model
+from luthier.model_policy import policy_of
+from luthier.objective import Objective
+from luthier.settings import EvaluationConfig
+
+
+def task_scores(config: DictConfig, folder: Path | str) -> dict[str, float]:
+    """Return for every task of `config.tasks` the share of its rows that the model in `folder` answers right.
+
+    Where a task's rows have nothing to verify by, minus the loss.
+
+    Raises:
+        LuthierError: A task cannot be read; it is named.
+    """
+    loaded = load_model(ModelConfig(path=str(folder)), train_base=False)
+    policy = policy_of(loaded, True, False)
+    objective: Objective = configs.build_method("objective", {"name": "sft"})
+    values: Any = OmegaConf.to_container(config.evaluation)
+    scores = {}
+    for task, node in config.tasks.items():
+        try:
+            options: Any = OmegaConf.to_container(node, resolve=True)
+            source: DataSource = configs.build_method("data_source", options)
+            codec = Codec(loaded.tokenizer)
+            rows = encode(source, objective, codec, loaded.context or 2**20, "drop", [], True, "drop")
+            evaluator = Evaluator(
+                policy, objective, codec, source, rows, EvaluationConfig(**values), config.pack_tokens
+            )
+            report = evaluator.report(step=0, answer=True)
+        except LuthierError as error:
+            raise type(error)(f"tasks.{task}: {error}") from error
+        scores[str(task)] = -report.loss if report.accuracy is None else report.accuracy
+    return scores

@@ -1,0 +1,235 @@
+"""One tensor merged: read in runs of elements, surveyed, merged in fp32, rounded once, measured, written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod, sqrt
+from typing import Any
+
+import torch
+
+from luthier.errors import ModelError
+from luthier.merge_inputs import MergeInput
+from luthier.merger import Group, Groups, Merger
+
+RUN = 1 << 18
+"""Elements that are merged at a time: few enough to stay in a core's cache."""
+
+
+@dataclass(frozen=True)
+class TensorJob:
+    """A tensor of the result.
+
+    Attributes:
+        name: What it is called.
+        shape: Its shape.
+        dtype: What it is written in.
+        inputs: The models that have it, in the order of their labels.
+        base: The model that differences are taken to; None for a merger without base.
+        source: The model it is copied from: it is not merged. None: it is.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    inputs: tuple[MergeInput, ...]
+    base: MergeInput | None = None
+    source: MergeInput | None = None
+
+    @property
+    def count(self) -> int:
+        """Elements."""
+        return prod(self.shape)
+
+    @property
+    def readers(self) -> tuple[MergeInput, ...]:
+        """Every model it is read from."""
+        return self.inputs if self.base is None else (*self.inputs, self.base)
+
+    @property
+    def whole(self) -> int:
+        """Models of which it must be read whole."""
+        return sum(one.adapts(self.name) for one in self.readers)
+
+
+@dataclass(frozen=True)
+class MergedTensor:
+    """What became of a tensor; norms are Frobenius'.
+
+    Attributes:
+        name: What it is called.
+        change: ‖θ − θ₀‖ / ‖θ₀‖ of the result and the base (or the first model); 0 where it was copied.
+        conflicts: Share of its elements that two models moved in opposite directions; None without base.
+        rounding: ‖round(θ) − θ‖ / ‖θ‖.
+        rounding_of_change: ‖round(θ) − θ‖ / ‖θ − θ₀‖; None where nothing changed.
+    """
+
+    name: str
+    change: float
+    conflicts: float | None
+    rounding: float
+    rounding_of_change: float | None
+
+
+class Reading:
+    """Gives the groups of a tensor; holds the whole tensor where that is small enough.
+
+    Args:
+        job: The tensor.
+        merger: The method.
+        keep: Elements up to which a tensor is read once and held.
+    """
+
+    def __init__(self, job: TensorJob, merger: Merger, keep: int) -> None:
+        self._job, self._merger = job, merger
+        self._held = job.count <= keep or not merger.elementwise
+        self._known: list[Group] = []
+
+    def groups(self, surveyed: Any = None) -> Iterator[Group]:
+        """Yield the groups in the order of the tensor's elements."""
+        if not self._known:
+            found = self._read()
+            if self._held:
+                self._known = list(found)
+        for group in self._known or self._read():
+            yield group if surveyed is None else _with(group, surveyed)
+
+    def _read(self) -> Iterator[Group]:
+        job = self._job
+        size = RUN if self._merger.elementwise else max(job.count, 1)
+        for start in range(0, max(job.count, 1), size):
+            stop = min(start + size, job.count)
+            found = [self._elements(model, start, stop) for model in job.readers]
+            if not self._merger.elementwise:
+                found = [one.view(job.shape) for one in found]
+            base = None if job.base is None else found.pop()
+            yield Group(job.name, tuple(one.label for one in job.inputs), tuple(found), base, start)
+
+    @cached_property
+    def _layers(self) -> dict[str, torch.Tensor]:
+        """The tensors that are read whole, by label."""
+        return {
+            one.label: one.read(self._job.name) for one in self._job.readers if one.adapts(self._job.name)
+        }
+
+    def _elements(self, model: MergeInput, start: int, stop: int) -> torch.Tensor:
+        whole = self._layers.get(model.label)
+        found = model.read(self._job.name, start, stop) if whole is None else whole[start:stop]
+        if not torch.isfinite(found.sum()) and not torch.isfinite(found).all():
+            bad = int((~torch.isfinite(found)).nonzero()[0])
+            raise ModelError(
+                f"models.{model.label}: {self._job.name} has {found[bad]} at element {start + bad} of "
+                f"{list(self._job.shape)}; leave this model out, or train it again"
+            )
+        return found
+
+
+def _with(group: Group, surveyed: Any) -> Group:
+    return Group(group.name, group.labels, group.tensors, group.base, group.start, surveyed)
+
+
+def groups_of(jobs: Sequence[TensorJob], merger: Merger, keep: int) -> Groups:
+    """Return what gives the groups of all `jobs` that are merged, by the tensors' names."""
+    ordered = sorted((job for job in jobs if job.source is None), key=lambda job: job.name)
+
+    def groups() -> Iterable[Group]:
+        for job in ordered:
+            yield from Reading(job, merger, keep).groups()
+
+    return groups
+
+
+Write = Callable[[str, int, torch.Tensor], None]
+
+
+@torch.no_grad()
+def merge_tensor(job: TensorJob, merger: Merger, surveyed: Any, keep: int, write: Write) -> MergedTensor:
+    """Merge a tensor, hand it to `write` and return what became of it.
+
+    Args:
+        job: The tensor.
+        merger: The method.
+        surveyed: What the survey of the whole model gave, if there was one.
+        keep: Elements up to which a tensor is read once and held.
+        write: Takes the tensor's name, the first element's place and the elements.
+    """
+    if job.source is not None:
+        return _copied(job, write)
+    reading = Reading(job, merger, keep)
+    if merger.surveys == "tensor":
+        surveyed = merger.survey(reading.groups)
+    sums = _Sums()
+    for group in reading.groups(surveyed):
+        merged = merger.merge(group)
+        rounded = merged.to(job.dtype)
+        if not torch.isfinite(merged.sum()) or not torch.isfinite(rounded.sum()):
+            _refuse(job, rounded)
+        sums.add(group, merged, rounded)
+        write(job.name, group.start, rounded)
+    return sums.result(job.name, job.base is not None)
+
+
+def _refuse(job: TensorJob, rounded: torch.Tensor) -> None:
+    if not torch.isfinite(rounded).all():
+        kind = str(job.dtype).removeprefix("torch.")
+        raise ModelError(
+            f"{job.name}: the merge has values that are not finite in {kind}; choose another dtype, or "
+            "smaller weights"
+        )
+
+
+def _copied(job: TensorJob, write: Write) -> MergedTensor:
+    """Copy a tensor, in runs; one that does not count in fractions as it is."""
+    assert job.source is not None
+    if not job.dtype.is_floating_point:
+        write(job.name, 0, job.source.checkpoint.read(job.name))
+        return MergedTensor(job.name, 0.0, None, 0.0, None)
+    sums = _Sums()
+    for start in range(0, job.count, RUN):
+        stop = min(start + RUN, job.count)
+        own = job.source.read(job.name, start, stop)
+        rounded = own.to(job.dtype)
+        sums.add(Group(job.name, (), (own,), own, start), own, rounded)
+        write(job.name, start, rounded)
+    return sums.result(job.name, False)
+
+
+class _Sums:
+    """Squared norms and counts, added up run by run."""
+
+    def __init__(self) -> None:
+        self.elements = self.conflicts = 0
+        self.before = self.after = self.change = self.rounding = 0.0
+
+    def add(self, group: Group, merged: torch.Tensor, rounded: torch.Tensor) -> None:
+        """Take in one group."""
+        start = group.tensors[0] if group.base is None else group.base
+        self.before += _square(start)
+        self.after += _square(merged)
+        self.change += _square(merged - start)
+        if rounded.dtype != merged.dtype:
+            self.rounding += _square(rounded.float() - merged)
+        self.elements += merged.numel()
+        if group.base is not None and len(group.tensors) > 1:
+            above, below = (torch.zeros(merged.shape, dtype=torch.bool) for _ in range(2))
+            for tensor in group.tensors:
+                above |= tensor > group.base
+                below |= tensor < group.base
+            self.conflicts += int(torch.count_nonzero(above & below))
+
+    def result(self, name: str, based: bool) -> MergedTensor:
+        """Return what they say."""
+        return MergedTensor(
+            name,
+            change=sqrt(self.change / self.before) if self.before else 0.0,
+            conflicts=self.conflicts / self.elements if based and self.elements else None,
+            rounding=sqrt(self.rounding / self.after) if self.after else 0.0,
+            rounding_of_change=sqrt(self.rounding / self.change) if self.change else None,
+        )
+
+
+def _square(values: torch.Tensor) -> float:
+    flat = values.view(-1)
+    return float(torch.dot(flat, flat))
