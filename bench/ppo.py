@@ -7,15 +7,14 @@ same tokens, the same packs. A fresh process each, A B A B; peaks are those of t
 
 import argparse
 import json
-import subprocess
-import sys
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 
 from bench import data, machine, sft
+from bench.commands import luthier
 from bench.report import markdown
-from bench.side_by_side import ROOT, environment
+from bench.side_by_side import ROOT
 
 COMMON = [
     "adapter.rank=16", "adapter.alpha=32", "adapter.dropout=0", "batch_size=16", "pack_tokens=2048",
@@ -28,8 +27,8 @@ SHARES = ("answering", "rest of the rollout", "training")
 def parse_options() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=3, help="how often both run")
-    parser.add_argument("--rollouts", type=int, default=3, help="rollouts of a run, of 64 answers each")
+    parser.add_argument("--rounds", type=int, default=2, help="how often both run")
+    parser.add_argument("--rollouts", type=int, default=2, help="rollouts of a run, of 64 answers each")
     parser.add_argument("--tokens", type=int, default=96, help="tokens an answer may have")
     parser.add_argument("--precision", nargs="+", default=["fp32", "bf16"], choices=("fp32", "bf16"))
     parser.add_argument("--threads", type=int, default=2)
@@ -41,16 +40,6 @@ def parse_options() -> argparse.Namespace:
     if options.smoke:
         options.rounds, options.rollouts, options.tokens, options.precision = 1, 2, 8, ["fp32"]
     return options
-
-
-def luthier(threads: int, *words: str) -> None:
-    """Run a command in a process of its own."""
-    command = [sys.executable, "-m", "luthier", *words]
-    done = subprocess.run(
-        command, cwd=ROOT, env=environment(threads), capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        raise SystemExit(f"luthier {' '.join(words)} failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
 
 
 def problems(number: int) -> list[str]:

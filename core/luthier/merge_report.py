@@ -77,7 +77,7 @@ def show_merge(report: MergeReport, count: int = 5) -> None:
         f"{report.seconds:.1f} s, {report.bytes_per_second / 1e6:,.0f} MB/s",
         soft_wrap=True,
     )
-    keys = [key for key in COLUMNS if report.mean(key) is not None]
+    keys = [key for key in COLUMNS if report.mean(key)]
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("tensor", no_wrap=True)
     for key in keys:

@@ -51,14 +51,14 @@ def merge(config: DictConfig) -> MergeReport:
         merger: Merger = configs.build("merger", config.merger)
         inputs, base = _open(config, merger)
         try:
-            if config.greedy:
-                inputs = greedily(config, merger, inputs, base, run_dir)
-            report = _merged(config, merger, inputs, base, run_dir)
+            chosen = greedily(config, merger, inputs, base, run_dir) if config.greedy else inputs
+            report = _merged(config, merger, chosen, base, run_dir)
         finally:
             for one in (*inputs, *([base] if base else [])):
                 one.checkpoint.close()
-        if config.tasks:
-            report = dataclasses.replace(report, scores=task_scores(config, run_dir / "model"))
+        left_out = tuple(one.label for one in inputs if one not in chosen)
+        scores = task_scores(config, run_dir / "model") if config.tasks else {}
+        report = dataclasses.replace(report, left_out=left_out, scores=scores)
         write_json(run_dir / SUMMARY, {**as_json(report), "versions": versions()})
         show_merge(report)
         return report

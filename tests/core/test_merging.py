@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import luthier
-from helpers import save_tiny, tiny_llama, tiny_tokenizer
-from luthier import ConfigError, ModelError, compose, merge
+from helpers import save_tiny, tiny_llama, tiny_tokenizer, write_rows
+from luthier import ConfigError, DataError, ModelError, compose, merge
 from luthier.merge_pool import merge_tensor
 from luthier.weight_files import open_checkpoint
 
@@ -448,3 +448,37 @@ def test_the_command_line_merges(models, tmp_path, capsys):
     assert "tensors of one, two merged by soup" in said
     assert f"model: {tmp_path / 'run' / 'model'}" in said
     assert luthier.merge is merge
+
+
+def test_the_result_is_scored_on_tasks(models, tmp_path):
+    write_rows(tmp_path / "rows.jsonl", [{"prompt": f"{n} + 1 =", "completion": f" {n + 1}"} for n in range(4)])
+    rows = [f"tasks.{task}.path={tmp_path / 'rows.jsonl'}" for task in ("sums", "others")]
+    report = merged(models, tmp_path / "run", "merger=soup", "+data@tasks.sums=jsonl", "+data@tasks.others=jsonl",
+                    *rows, "evaluation.generate=false")  # fmt: skip
+    config = compose("evaluate", [f"model.path={report.model_dir}", "data=jsonl", "evaluation.generate=false",
+                                  f"data.path={tmp_path / 'rows.jsonl'}", f"run_dir={tmp_path / 'evaluated'}"])  # fmt: skip
+    score = -luthier.evaluate(config).loss
+    assert report.scores == {task: pytest.approx(score) for task in ("sums", "others")}
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["scores"] == report.scores
+    with pytest.raises(DataError, match=r"tasks\.sums: .*nowhere\.jsonl"):
+        merged(models, tmp_path / "no", "merger=soup", "+data@tasks.sums=jsonl", "tasks.sums.path=nowhere.jsonl")
+
+
+def test_a_greedy_soup_leaves_out_what_does_not_help(models, tmp_path, monkeypatch):
+    """Scored by how near a tensor is to that of two of the models together, which the best one is not yet."""
+    goal = (weights(models / "one")[UP] + weights(models / "three")[UP]) / 2
+    asked = []
+
+    def scores(config, folder):
+        asked.append(Path(folder))
+        return {"near": -float((weights(folder)[UP] - goal).norm()), "same": 1.0}
+
+    monkeypatch.setattr("luthier.merge_greedy.task_scores", scores)
+    monkeypatch.setattr("luthier.merging.task_scores", scores)
+    report = merged(models, tmp_path / "run", "merger=soup", "greedy=true", "+data@tasks.near=jsonl",
+                    "tasks.near.path=rows.jsonl")  # fmt: skip
+    torch.testing.assert_close(weights(report.model_dir)[UP], goal, rtol=0, atol=1e-6)
+    assert list(report.models) == ["one", "three"]
+    assert report.left_out == ("two",)
+    assert len(asked) == 3 + 2 + 1  # every model alone, every larger merge, the result
+    assert not list((tmp_path / "run").glob("greedy*"))

@@ -1,0 +1,1 @@
+"""The merger SLERP, as a package of its own."""
