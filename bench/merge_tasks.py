@@ -1,7 +1,7 @@
 """Three adapters, a task each, merged every way: ``python -m bench.merge_tasks [--smoke]``.
 
-LoRA on SmolLM2-135M learns sums, greatest common divisors and spelling words backward, a run each; every merge of
-the three is scored on held-out problems of all three, beside the base and the adapters alone.
+LoRA on SmolLM2-135M learns sums, greatest common divisors and spelling words backward, a run each; every
+merge of the three is scored on held-out problems of all three, beside the base and the adapters alone.
 """
 
 import argparse
@@ -55,20 +55,17 @@ def parse_options() -> argparse.Namespace:
 def source(where: str, task: str, size: int) -> list[str]:
     """Return the options of a task's rows under the key `where`."""
     name, settings = TASKS[task]
-    return [
-        f"{where}.task={name}",
-        f"{where}.size={size}",
-        f"{where}.options={settings}",
-        f"{where}.system='{SYSTEM}'",
-    ]
+    given = {"task": name, "size": size, "options": settings, "system": f"'{SYSTEM}'"}
+    return [f"{where}.{key}={value}" for key, value in given.items()]
 
 
 def tuned(model: Path, task: str, run: Path, options: argparse.Namespace) -> Path:
     """Train an adapter on a task."""
     luthier(
-        options.threads, "train", f"model.path={model}", "data=reasoning_gym", *source("data", task, options.rows),
-        "adapter.dropout=0", "optimiser.lr=1e-3", "tracker=[metrics]", "checkpoint.every=0", f"seed={options.seed}",
-        f"run_dir={run}",
+        options.threads, "train", f"model.path={model}", "data=reasoning_gym",
+        *source("data", task, options.rows),
+        "adapter.dropout=0", "optimiser.lr=1e-3", "tracker=[metrics]", "checkpoint.every=0",
+        f"seed={options.seed}", f"run_dir={run}",
     )  # fmt: skip
     return run
 

@@ -114,7 +114,10 @@ def _job(
         _check_equal(name, everyone)
         found.copied.append(name)
         return TensorJob(name, stored.shape, written, holders, base, first)
-    return TensorJob(name, stored.shape, written, holders, base)
+    # Adapters that leave a tensor of their base alone all have the same one.
+    folders = {one.checkpoint.folder for one in everyone}
+    alike = len(everyone) > 1 and len(folders) == 1 and not any(one.adapts(name) for one in everyone)
+    return TensorJob(name, stored.shape, written, holders, base, first if alike else None)
 
 
 def _partly(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +13,24 @@ from luthier import config as configs
 from luthier.codec import Codec
 from luthier.data import encode
 from luthier.data_source import DataSource
-from luthier.errors import LuthierError
+from luthier.errors import ConfigError, LuthierError
 from luthier.evaluation import Evaluator
 from luthier.model import ModelConfig, load_model
 from luthier.model_policy import policy_of
 from luthier.objective import Objective
 from luthier.settings import EvaluationConfig
+
+
+def check_tasks(config: DictConfig) -> None:
+    """Read the first row of every task, before anything is merged.
+
+    Raises:
+        LuthierError: A task cannot be read; it is named.
+    """
+    for task, node in config.tasks.items():
+        with _naming(task):
+            if next(iter(_source(node).rows()), None) is None:
+                raise ConfigError("there are no rows")
 
 
 def task_scores(config: DictConfig, folder: Path | str) -> dict[str, float]:
@@ -33,16 +47,27 @@ def task_scores(config: DictConfig, folder: Path | str) -> dict[str, float]:
     values: Any = OmegaConf.to_container(config.evaluation)
     scores = {}
     for task, node in config.tasks.items():
-        try:
-            options: Any = OmegaConf.to_container(node, resolve=True)
-            source: DataSource = configs.build_method("data_source", options)
+        with _naming(task):
+            source = _source(node)
             codec = Codec(loaded.tokenizer)
             rows = encode(source, objective, codec, loaded.context or 2**20, "drop", [], True, "drop")
             evaluator = Evaluator(
                 policy, objective, codec, source, rows, EvaluationConfig(**values), config.pack_tokens
             )
             report = evaluator.report(step=0, answer=True)
-        except LuthierError as error:
-            raise type(error)(f"tasks.{task}: {error}") from error
         scores[str(task)] = -report.loss if report.accuracy is None else report.accuracy
     return scores
+
+
+def _source(node: DictConfig) -> DataSource:
+    options: Any = OmegaConf.to_container(node, resolve=True)
+    source: DataSource = configs.build_method("data_source", options)
+    return source
+
+
+@contextmanager
+def _naming(task: object) -> Iterator[None]:
+    try:
+        yield
+    except LuthierError as error:
+        raise type(error)(f"tasks.{task}: {error}") from error

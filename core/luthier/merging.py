@@ -21,7 +21,7 @@ from luthier.merge_journal import Journal, digest_of
 from luthier.merge_plan import MISSING, MergePlan, check_disk, plan_merge, room_for
 from luthier.merge_pool import merge_all
 from luthier.merge_report import MergeReport, show_merge
-from luthier.merge_scores import task_scores
+from luthier.merge_scores import check_tasks, task_scores
 from luthier.merger import Merger
 from luthier.parallel import Processes
 from luthier.peak import anonymous_bytes
@@ -50,6 +50,7 @@ def merge(config: DictConfig) -> MergeReport:
             raise ConfigError(f"run_dir={run_dir} holds a merged model already; choose another folder")
         merger: Merger = configs.build("merger", config.merger)
         inputs, base = _open(config, merger)
+        check_tasks(config)
         try:
             chosen = greedily(config, merger, inputs, base, run_dir) if config.greedy else inputs
             report = _merged(config, merger, chosen, base, run_dir)

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import luthier
 from helpers import save_tiny, tiny_llama, tiny_tokenizer, write_rows
-from luthier import ConfigError, DataError, ModelError, compose, merge
+from luthier import ConfigError, ModelError, compose, merge
 from luthier.merge_pool import merge_tensor
 from luthier.weight_files import open_checkpoint
 
@@ -451,17 +451,27 @@ def test_the_command_line_merges(models, tmp_path, capsys):
 
 
 def test_the_result_is_scored_on_tasks(models, tmp_path):
-    write_rows(tmp_path / "rows.jsonl", [{"prompt": f"{n} + 1 =", "completion": f" {n + 1}"} for n in range(4)])
-    rows = [f"tasks.{task}.path={tmp_path / 'rows.jsonl'}" for task in ("sums", "others")]
-    report = merged(models, tmp_path / "run", "merger=soup", "+data@tasks.sums=jsonl", "+data@tasks.others=jsonl",
-                    *rows, "evaluation.generate=false")  # fmt: skip
-    config = compose("evaluate", [f"model.path={report.model_dir}", "data=jsonl", "evaluation.generate=false",
-                                  f"data.path={tmp_path / 'rows.jsonl'}", f"run_dir={tmp_path / 'evaluated'}"])  # fmt: skip
-    score = -luthier.evaluate(config).loss
+    write_rows(
+        tmp_path / "rows.jsonl", [{"prompt": f"{n} + 1 =", "completion": f" {n + 1}"} for n in range(4)]
+    )
+    without = "evaluation.generate=false"
+    tasks = [f"+data@tasks.{task}=jsonl" for task in ("sums", "others")]
+    tasks += [f"tasks.{task}.path={tmp_path / 'rows.jsonl'}" for task in ("sums", "others")]
+    report = merged(models, tmp_path / "run", "merger=soup", *tasks, without)
+    options = [
+        "data=jsonl",
+        f"data.path={tmp_path / 'rows.jsonl'}",
+        f"run_dir={tmp_path / 'evaluated'}",
+        without,
+    ]
+    score = -luthier.evaluate(compose("evaluate", [f"model.path={report.model_dir}", *options])).loss
     assert report.scores == {task: pytest.approx(score) for task in ("sums", "others")}
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["scores"] == report.scores
-    with pytest.raises(DataError, match=r"tasks\.sums: .*nowhere\.jsonl"):
-        merged(models, tmp_path / "no", "merger=soup", "+data@tasks.sums=jsonl", "tasks.sums.path=nowhere.jsonl")
+    with pytest.raises(ConfigError, match=r"tasks\.sums: path=nowhere\.jsonl"):
+        merged(
+            models, tmp_path / "no", "merger=soup", "+data@tasks.sums=jsonl", "tasks.sums.path=nowhere.jsonl"
+        )
+    assert not (tmp_path / "no").exists()  # seen before anything is merged
 
 
 def test_a_greedy_soup_leaves_out_what_does_not_help(models, tmp_path, monkeypatch):
@@ -475,6 +485,7 @@ def test_a_greedy_soup_leaves_out_what_does_not_help(models, tmp_path, monkeypat
 
     monkeypatch.setattr("luthier.merge_greedy.task_scores", scores)
     monkeypatch.setattr("luthier.merging.task_scores", scores)
+    monkeypatch.setattr("luthier.merging.check_tasks", lambda _: None)
     report = merged(models, tmp_path / "run", "merger=soup", "greedy=true", "+data@tasks.near=jsonl",
                     "tasks.near.path=rows.jsonl")  # fmt: skip
     torch.testing.assert_close(weights(report.model_dir)[UP], goal, rtol=0, atol=1e-6)
