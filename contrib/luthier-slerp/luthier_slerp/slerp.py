@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+
 from luthier import ConfigError, Group, Merger, Register, hookimpl, option
 
 

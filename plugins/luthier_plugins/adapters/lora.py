@@ -66,8 +66,7 @@ class LoRALinear(AdaptedLinear):
     @torch.no_grad()
     def merged_weight(self) -> Tensor:
         """W + s·B A (− s·B₀ A₀), fp32."""
-        a, b = self.factors()
-        return self.base_weight() + self.scale * (b @ a)
+        return torch.addmm(self.base_weight(), *self.low_rank())
 
     @torch.no_grad()
     def low_rank(self) -> tuple[Tensor, Tensor]:
@@ -141,11 +140,7 @@ class LoRA(LowRankAdapter):
 
     @classmethod
     def from_peft(cls, config: Mapping[str, Any]) -> LoRA:
-        """Return the adapter of PEFT's options.
-
-        Raises:
-            ModelError: It belongs on a base that its own start had changed.
-        """
+        """Return the adapter of PEFT's options; ModelError if its start had changed the base it belongs on."""
         return cls(**cls.options_from_peft(config))
 
 
