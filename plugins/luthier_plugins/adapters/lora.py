@@ -140,7 +140,7 @@ class LoRA(LowRankAdapter):
 
     @classmethod
     def from_peft(cls, config: Mapping[str, Any]) -> LoRA:
-        """Return the adapter of PEFT's options; ModelError if its start had changed the base it belongs on."""
+        """Return the adapter of PEFT's options; ModelError if its start had changed its base."""
         return cls(**cls.options_from_peft(config))
 
 
