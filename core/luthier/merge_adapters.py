@@ -204,7 +204,7 @@ def _write(
             if not torch.equal(saved.tensors[name.removeprefix(PREFIX)], tensor):
                 raise ModelError(f"{folder}: {name} reads back differently")
         copy_tokenizer(inputs[0], fresh)
-        hashes = {one.label: hashes_of(one) for one in inputs}
+        hashes = hashes_of(inputs)
         write_json(fresh / REPORT, {**as_json(report), "hashes": hashes, "versions": versions()})
         write_card(fresh, report, hashes)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -13,7 +14,6 @@ from huggingface_hub import ModelCard, ModelCardData
 from luthier.folder import sha256_of
 from luthier.merge_inputs import MergeInput
 from luthier.merge_report import MergeReport, as_text
-from luthier.peft_folder import WEIGHTS
 from luthier.report import as_json, versions, write_json
 
 REPORT = "merge.json"
@@ -49,8 +49,7 @@ def write_companions(
     if generation.is_file():
         shutil.copyfile(generation, folder / generation.name)
     copy_tokenizer(inputs[0], folder)
-    everyone = [*inputs, *([base] if base else [])]
-    hashes = {one.label: hashes_of(one) for one in everyone}
+    hashes = hashes_of([*inputs, *([base] if base else [])])
     write_json(folder / REPORT, {**as_json(report), "hashes": hashes, "versions": versions()})
     write_card(folder, report, hashes)
 
@@ -64,12 +63,13 @@ def copy_tokenizer(model: MergeInput, folder: Path) -> None:
             shutil.copyfile(home / name, folder / name)
 
 
-def hashes_of(model: MergeInput) -> dict[str, str]:
-    """Return the SHA-256 of every file of weights."""
-    files = list(model.checkpoint.files)
-    if model.adapter_folder is not None:
-        files.append(model.adapter_folder / WEIGHTS)
-    return {file.name: sha256_of(file) for file in files}
+def hashes_of(models: Sequence[MergeInput]) -> dict[str, dict[str, str]]:
+    """Return for every model the SHA-256 of its files of weights; a file that several share is read once."""
+    files = {one.label: one.weight_files for one in models}
+    every = sorted({file for own in files.values() for file in own})
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        known = dict(zip(every, pool.map(sha256_of, every), strict=True))
+    return {label: {file.name: known[file] for file in own} for label, own in files.items()}
 
 
 def write_card(folder: Path, report: MergeReport, hashes: dict[str, dict[str, str]]) -> None:

@@ -17,7 +17,7 @@ from transformers.pytorch_utils import Conv1D
 from luthier.errors import ConfigError, LuthierError, ModelError
 from luthier.linear_adapter import AdaptedLinear, adapted_layers
 from luthier.model_source import find_source
-from luthier.peft_folder import SavedAdapter, read_adapter, readers
+from luthier.peft_folder import WEIGHTS, SavedAdapter, read_adapter, readers
 from luthier.weight_files import Checkpoint, Stored, open_checkpoint
 
 WEIGHT = ".weight"
@@ -52,6 +52,12 @@ class MergeInput:
     def tensors(self) -> Mapping[str, Stored]:
         """Its tensors."""
         return self.checkpoint.tensors
+
+    @property
+    def weight_files(self) -> list[Path]:
+        """Every file that its weights come from."""
+        own = [] if self.adapter_folder is None else [self.adapter_folder / WEIGHTS]
+        return [*self.checkpoint.files, *own]
 
     def adapts(self, name: str) -> bool:
         """Whether the adapter changes the tensor `name`."""

@@ -14,7 +14,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from luthier.merge_inputs import MergeInput
 from luthier.merge_tensor import MergedTensor
-from luthier.peft_folder import WEIGHTS
 from luthier.shard_writer import Layout
 
 FILE = ".journal.jsonl"
@@ -82,7 +81,4 @@ def digest_of(
 
 
 def _files(model: MergeInput) -> list[tuple[str, int, int]]:
-    files = list(model.checkpoint.files)
-    if model.adapter_folder is not None:
-        files.append(model.adapter_folder / WEIGHTS)
-    return [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in model.weight_files]
