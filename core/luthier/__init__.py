@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from luthier.low_rank_adapter import LowRankAdapter
     from luthier.measuring import evaluate
     from luthier.merge_report import MergeReport
-    from luthier.merger import Group, Groups, Merger, agreed_mean, shares_of, weights_of
+    from luthier.merger import Group, Groups, Merger, agreed_mean, check_weights, shares_of, weights_of
     from luthier.merging import merge
     from luthier.method import option
     from luthier.metric_text import grouped_metrics, plain_metrics
@@ -112,7 +112,7 @@ _HOMES = {
     "low_rank_adapter": "LowRankAdapter",
     "measuring": "evaluate",
     "merge_report": "MergeReport",
-    "merger": "Group Groups Merger agreed_mean shares_of weights_of",
+    "merger": "Group Groups Merger agreed_mean check_weights shares_of weights_of",
     "merging": "merge",
     "method": "option",
     "metric_text": "grouped_metrics plain_metrics",
@@ -219,6 +219,7 @@ __all__ = [
     "check_positive",
     "check_separator",
     "check_share",
+    "check_weights",
     "compose",
     "copy_state",
     "correlation_metrics",

@@ -239,8 +239,9 @@ def _check_ranges(config: DictConfig) -> None:
 
 def _check_evaluation(config: DictConfig) -> None:
     for key, least in (("every", 0), ("batch_size", 1), ("max_new_tokens", 1), ("samples", 0)):
-        if config.evaluation[key] < least:
-            raise ConfigError(f"evaluation.{key}={config.evaluation[key]} must be at least {least}")
+        value = config.evaluation.get(key, least)
+        if value < least:
+            raise ConfigError(f"evaluation.{key}={value} must be at least {least}")
 
 
 def _check_checkpoints(config: DictConfig) -> None:

@@ -12,19 +12,23 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from safetensors.torch import save_file
 
 from luthier.errors import ConfigError, ModelError
 from luthier.folder import written_whole
 from luthier.linear_adapter import AdaptedLinear
-from luthier.merge_card import REPORT, copy_tokenizer, hashes_of, write_card
-from luthier.merge_inputs import WEIGHT, MergeInput
-from luthier.merge_report import MergeReport
-from luthier.merge_tensor import MergedTensor
-from luthier.merger import Group, Merger
+from luthier.merge_card import write_report
+from luthier.merge_inputs import BASE, WEIGHT, MergeInput
+from luthier.merge_journal import digest_of
+from luthier.merge_limits import room_for
+from luthier.merge_plan import plan_merge
+from luthier.merge_report import MergeReport, finished_report, options_of
+from luthier.merge_tensor import RUN, MergedTensor, Reading, TensorJob, groups_of
+from luthier.merge_tokenizer import compare_tokenizers, copy_tokenizer
+from luthier.merger import Merger
+from luthier.peak import anonymous_bytes
 from luthier.peft_folder import CONFIG, PREFIX, WEIGHTS, read_adapter, readers
-from luthier.report import as_json, versions, write_json
 
 OVERSAMPLED, ITERATIONS = 16, 6
 
@@ -46,26 +50,38 @@ class Factors:
 
 @torch.no_grad()
 def merge_into_adapter(
-    config: DictConfig, merger: Merger, inputs: list[MergeInput], base: MergeInput | None, run_dir: Path
+    config: DictConfig, merger: Merger, inputs: list[MergeInput], base: MergeInput | None, out: Path
 ) -> MergeReport:
-    """Merge adapters of one base into a LoRA of it in ``run_dir/model``.
+    """Merge adapters of one base into a LoRA of it in the folder `out`.
 
     A merge that is linear in the changes is exact, its rank the sum of theirs, or with `config.rank` the
     best of that rank. Any other is made of whole changes, and needs a rank.
 
     Raises:
         ModelError: The models are not adapters of one base.
-        ConfigError: A rank is needed.
+        ConfigError: A rank is needed, there is too little memory, or `out` holds another merge.
     """
     began = time.perf_counter()
-    _check(config, inputs)
-    names = list(dict.fromkeys(f"{layer}{WEIGHT}" for one in inputs for layer in sorted(one.layers)))
-    factors = {}
-    for name, found in _all_factors(config, merger, inputs, names):
-        factors[name.removesuffix(WEIGHT)] = found
+    _check(config, inputs, base)
+    digest = digest_of(config, inputs, base)
+    if (done := finished_report(out, digest)) is not None:
+        return done
+    notes = compare_tokenizers(inputs)
+    ground = MergeInput(BASE, inputs[0].checkpoint, inputs[0].config)
+    jobs = plan_merge(inputs, ground, None, "refuse").jobs
+    adapted = [job for job in jobs if any(one.adapts(job.name) for one in inputs)]
+    # What becomes of the factors is as large as the factors are.
+    factors_too = sum(
+        4 * tensor.numel() for one in inputs if one.adapter for tensor in one.adapter.tensors.values()
+    )
+    room_for(adapted, merger, config.max_memory, 1, anonymous_bytes() + factors_too)
+    factors = {
+        name.removesuffix(WEIGHT): found
+        for name, found in _all_factors(config, merger, inputs, jobs, adapted)
+    }
     report = MergeReport(
-        model_dir=run_dir / "model",
-        merger=_plain(config.merger),
+        model_dir=out,
+        merger=options_of(config),
         models={one.label: str(one.folder) for one in inputs},
         base=str(inputs[0].checkpoint.folder),
         result="adapter",
@@ -73,43 +89,53 @@ def merge_into_adapter(
         bytes_read=sum((one.adapter_folder / WEIGHTS).stat().st_size for one in inputs if one.adapter_folder),
         bytes_written=sum(4 * (one.a.numel() + one.b.numel()) for one in factors.values()),
         seconds=time.perf_counter() - began,
+        notes=tuple(notes),
         discarded={layer: one.discarded for layer, one in factors.items()} if config.rank else {},
     )
-    _write(run_dir / "model", factors, inputs, report)
+    _write(out, factors, inputs, report, digest)
     return report
 
 
-def _check(config: DictConfig, inputs: Sequence[MergeInput]) -> None:
+def _check(config: DictConfig, inputs: Sequence[MergeInput], base: MergeInput | None) -> None:
+    folder = inputs[0].checkpoint.folder
     for one in inputs:
         if one.adapter is None:
-            raise ModelError(f"models.{one.label} is a whole model; result=adapter merges adapters")
-        if one.checkpoint.folder != inputs[0].checkpoint.folder:
-            mine, others = one.checkpoint.folder, inputs[0].checkpoint.folder
+            raise ModelError(f"{one.place} is a whole model; result=adapter merges adapters")
+        if one.checkpoint.folder != folder:
             raise ModelError(
-                f"models.{one.label} is an adapter of {mine}, and models.{inputs[0].label} of {others}; only "
-                "adapters of one base make one adapter: set result=model"
+                f"{one.place} is an adapter of {one.checkpoint.folder}, and {inputs[0].place} of {folder}; "
+                "only adapters of one base make one adapter: set result=model"
             )
+    if base is not None and base.folder != folder:
+        raise ConfigError(
+            f"base={config.base} is not what the adapters lie on, which result=adapter keeps: leave it out, "
+            "or set result=model"
+        )
 
 
 def _all_factors(
-    config: DictConfig, merger: Merger, inputs: Sequence[MergeInput], names: Sequence[str]
+    config: DictConfig,
+    merger: Merger,
+    inputs: Sequence[MergeInput],
+    jobs: Sequence[TensorJob],
+    adapted: Sequence[TensorJob],
 ) -> Iterator[tuple[str, Factors]]:
-    """Yield the merged change of every layer."""
+    """Yield the merged change of every layer that an adapter changes."""
     coefficients = merger.coefficients([one.label for one in inputs])
     surveyed = None
-    for name in names:
-        layers = [one.layer(name) if one.adapts(name) else None for one in inputs]
+    for job in adapted:
+        layers = [one.layer(job.name) if one.adapts(job.name) else None for one in inputs]
         parts = _parts(layers)
         if coefficients is not None and parts is not None:
             stacked = _stacked(parts, coefficients)
-            yield name, stacked if config.rank is None else cut_factors(stacked, config.rank)
+            yield job.name, stacked if config.rank is None else cut_factors(stacked, config.rank)
             continue
         if config.rank is None:
             why = "this merger's" if coefficients is None else "such adapters'"
             raise ConfigError(f"{why} merge is of no low rank: set rank=R, or result=model for an exact one")
         if merger.surveys == "model" and surveyed is None:
-            surveyed = merger.survey(lambda: (_group(one, inputs) for one in sorted(names)))
-        yield name, cut_change(_change(name, merger, inputs, surveyed), config.rank, name)
+            surveyed = merger.survey(groups_of(jobs, merger, 0))
+        yield job.name, cut_change(_change(job, merger, surveyed), config.rank, job.name)
 
 
 def _parts(layers: Sequence[AdaptedLinear | None]) -> list[tuple[torch.Tensor, torch.Tensor] | None] | None:
@@ -146,27 +172,30 @@ def cut_change(change: torch.Tensor, rank: int, name: str) -> Factors:
         wide = min(rank + OVERSAMPLED, *change.shape)
         u, s, v = torch.svd_lowrank(change, q=wide, niter=ITERATIONS)
     root = s[:rank].sqrt()
-    total = float(change.double().square().sum())
+    flat = change.reshape(-1)
+    runs = (flat[start : start + RUN] for start in range(0, len(flat), RUN))
+    total = sum((float(torch.dot(part, part)) for part in runs), 0.0)
     kept = float(s[:rank].double().square().sum())
     return Factors(
         u[:, :rank] * root, root[:, None] * v[:, :rank].T, max(0.0, 1 - kept / total) if total else 0.0
     )
 
 
-def _group(name: str, inputs: Sequence[MergeInput], surveyed: Any = None) -> Group:
-    """Return the whole weights of a layer, (d_out, d_in)."""
-    layers = [one.layer(name) if one.adapts(name) else None for one in inputs]
-    base = next(layer.base_weight().clone() for layer in layers if layer is not None)
-    tensors = tuple(base if layer is None else layer.merged_weight() for layer in layers)
-    return Group(name, tuple(one.label for one in inputs), tensors, base, 0, surveyed)
-
-
-def _change(name: str, merger: Merger, inputs: Sequence[MergeInput], surveyed: Any) -> torch.Tensor:
-    group = _group(name, inputs, surveyed)
+def _change(job: TensorJob, merger: Merger, surveyed: Any) -> torch.Tensor:
+    """Return what the merge adds to the base's weight, (d_out, d_in)."""
+    reading = Reading(job, merger, job.count)
     if merger.surveys == "tensor":
-        group = Group(group.name, group.labels, group.tensors, group.base, 0, merger.survey(lambda: [group]))
-    assert group.base is not None
-    return merger.merge(group) - group.base
+        surveyed = merger.survey(reading.groups)
+    change = torch.empty(job.count)
+    for group in reading.groups(surveyed):
+        assert group.base is not None
+        merged = merger.merge(group)
+        torch.sub(
+            merged.view(-1), group.base.view(-1), out=change[group.start : group.start + merged.numel()]
+        )
+    whole = change.view(job.shape)
+    transposed = any(one.adapter is not None and one.adapter.transposed for one in job.inputs)
+    return whole.T if transposed else whole
 
 
 def _told(layer: str, factors: Factors, model: MergeInput) -> MergedTensor:
@@ -174,11 +203,16 @@ def _told(layer: str, factors: Factors, model: MergeInput) -> MergedTensor:
     weight = model.checkpoint.read(f"{layer}{WEIGHT}").float()
     # ‖B A‖² = tr(Bᵀ B · A Aᵀ)
     square = float(((factors.b.T @ factors.b) * (factors.a @ factors.a.T)).sum())
-    return MergedTensor(layer, max(square, 0.0) ** 0.5 / float(weight.norm()), None, 0.0, None)
+    before = float(weight.norm())
+    return MergedTensor(layer, max(square, 0.0) ** 0.5 / before if before else 0.0, None, 0.0, None)
 
 
 def _write(
-    folder: Path, factors: dict[str, Factors], inputs: Sequence[MergeInput], report: MergeReport
+    folder: Path,
+    factors: dict[str, Factors],
+    inputs: Sequence[MergeInput],
+    report: MergeReport,
+    digest: str,
 ) -> None:
     """Write a PEFT folder of one rank, whose scale is 1, and read it back."""
     adapter = inputs[0].adapter
@@ -203,12 +237,5 @@ def _write(
         for name, tensor in tensors.items():
             if not torch.equal(saved.tensors[name.removeprefix(PREFIX)], tensor):
                 raise ModelError(f"{folder}: {name} reads back differently")
-        copy_tokenizer(inputs[0], fresh)
-        hashes = hashes_of(inputs)
-        write_json(fresh / REPORT, {**as_json(report), "hashes": hashes, "versions": versions()})
-        write_card(fresh, report, hashes)
-
-
-def _plain(node: DictConfig) -> dict[str, Any]:
-    options: Any = OmegaConf.to_container(node)
-    return dict(options)
+        copy_tokenizer(inputs, fresh)
+        write_report(fresh, inputs, report, digest)

@@ -13,14 +13,9 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from luthier.folder import sha256_of
 from luthier.merge_inputs import MergeInput
-from luthier.merge_report import MergeReport, as_text
+from luthier.merge_report import REPORT, MergeReport, as_text
+from luthier.merge_tokenizer import copy_tokenizer
 from luthier.report import as_json, versions, write_json
-
-REPORT = "merge.json"
-_TOKENIZER = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
-    "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model", "chat_template.jinja",
-)  # fmt: skip
 
 
 def write_companions(
@@ -28,15 +23,17 @@ def write_companions(
     inputs: Sequence[MergeInput],
     base: MergeInput | None,
     report: MergeReport,
+    digest: str,
     dtype: torch.dtype | None,
 ) -> None:
     """Write everything but the weights into `folder`.
 
     Args:
         folder: Of the result.
-        inputs: The models; the first one's tokenizer is taken.
+        inputs: The models; the first one's tokenizer and generation config are taken.
         base: The base, whose config is taken; without one the first model's.
         report: For ``merge.json`` and the card.
+        digest: What tells the merge from any other.
         dtype: Of all floating-point tensors; None where they differ.
     """
     first = base or inputs[0]
@@ -45,22 +42,21 @@ def write_companions(
     if dtype is not None:
         config["dtype"] = str(dtype).removeprefix("torch.")
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    generation = first.checkpoint.folder / "generation_config.json"
-    if generation.is_file():
-        shutil.copyfile(generation, folder / generation.name)
-    copy_tokenizer(inputs[0], folder)
-    hashes = hashes_of([*inputs, *([base] if base else [])])
-    write_json(folder / REPORT, {**as_json(report), "hashes": hashes, "versions": versions()})
+    # Where an answer ends goes with the tokenizer, not with the base.
+    homes = [one.checkpoint.folder / "generation_config.json" for one in (*inputs, first)]
+    if found := next((file for file in homes if file.is_file()), None):
+        shutil.copyfile(found, folder / found.name)
+    copy_tokenizer(inputs, folder)
+    write_report(folder, [*inputs, *([base] if base else [])], report, digest)
+
+
+def write_report(folder: Path, models: Sequence[MergeInput], report: MergeReport, digest: str) -> None:
+    """Write ``merge.json`` and the model card."""
+    hashes = hashes_of(models)
+    write_json(
+        folder / REPORT, {**as_json(report), "merge": digest, "hashes": hashes, "versions": versions()}
+    )
     write_card(folder, report, hashes)
-
-
-def copy_tokenizer(model: MergeInput, folder: Path) -> None:
-    """Copy the tokenizer of `model`: the adapter's if one lies beside it, else the base's."""
-    beside = (model.folder / "tokenizer_config.json").is_file()
-    home = model.folder if beside else model.checkpoint.folder
-    for name in _TOKENIZER:
-        if (home / name).is_file():
-            shutil.copyfile(home / name, folder / name)
 
 
 def hashes_of(models: Sequence[MergeInput]) -> dict[str, dict[str, str]]:

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from luthier.errors import ModelError
 from luthier.merge_plan import MergePlan
+from luthier.merge_skeleton import check_names
 from luthier.peak import anonymous_bytes
 from luthier.pretrained import from_pretrained
 from luthier.weight_files import Checkpoint, open_checkpoint
@@ -24,31 +25,12 @@ def check_result(folder: Path, plan: MergePlan, max_memory: float) -> None:
     """
     written = open_checkpoint(folder)
     try:
-        _check_names(folder, written, plan.skeleton)
+        check_names(str(folder), {name: one.shape for name, one in written.tensors.items()}, plan.skeleton)
         size = sum(one.count * one.dtype.itemsize for one in written.tensors.values())
         if anonymous_bytes() + 1.2 * size < max_memory * 2**30:
             _check_numbers(folder, written, plan.skeleton)
     finally:
         written.close()
-
-
-def _check_names(folder: Path, written: Checkpoint, skeleton: PreTrainedModel) -> None:
-    """Compare names and shapes with those of the model that transformers builds."""
-    expected = {name: tuple(tensor.shape) for name, tensor in skeleton.state_dict().items()}
-    tied = getattr(skeleton, "all_tied_weights_keys", None) or {}
-    for name, shape in expected.items():
-        if name in written.tensors:
-            if written.tensors[name].shape != shape:
-                raise ModelError(
-                    f"{folder}: {name} is {list(written.tensors[name].shape)}, not {list(shape)}"
-                )
-        elif name not in tied and not _prefixed(name, written, skeleton):
-            raise ModelError(f"{folder}: {name} is missing; did all models have it?")
-
-
-def _prefixed(name: str, written: Checkpoint, skeleton: PreTrainedModel) -> bool:
-    """Whether a tensor is there without the prefix of its base model, as some checkpoints have it."""
-    return name.removeprefix(f"{skeleton.base_model_prefix}.") in written.tensors
 
 
 @torch.no_grad()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,6 +21,9 @@ from luthier.peft_folder import WEIGHTS, SavedAdapter, read_adapter, readers
 from luthier.weight_files import Checkpoint, Stored, open_checkpoint
 
 WEIGHT = ".weight"
+COPY = ".base_layer.weight"
+BASE = "base"
+"""What the base is called, and no model may be."""
 _WANTED = ["*.safetensors", "*.json", "*.jinja", "*.txt", "tokenizer.model"]
 
 
@@ -29,7 +32,7 @@ class MergeInput:
     """A model of a merge.
 
     Attributes:
-        label: What it is called.
+        label: What it is called; that of the base is `BASE`.
         checkpoint: The tensors of the model, or of an adapter's base.
         config: Its ``config.json``.
         adapter: What lies on it.
@@ -42,6 +45,11 @@ class MergeInput:
     adapter: SavedAdapter | None = None
     adapter_folder: Path | None = None
     layers: frozenset[str] = field(default=frozenset())
+
+    @property
+    def place(self) -> str:
+        """The option that names it."""
+        return place_of(self.label)
 
     @property
     def folder(self) -> Path:
@@ -80,9 +88,17 @@ class MergeInput:
         weight = self.checkpoint.read(name).float().view(stored.shape)
         root = nn.Module()
         _put(root, module, _linear(weight, self.adapter.transposed))
-        self.adapter.method(module).attach(root, torch.Generator())
-        self.adapter.method(module).load_state(root, self.adapter.of(module))
+        try:
+            self.adapter.method(module).attach(root, torch.Generator())
+            self.adapter.method(module).load_state(root, self.adapter.of(module))
+        except LuthierError as error:
+            raise type(error)(f"{self.place}: {self.adapter_folder}: {error}") from error
         return adapted_layers(root)[module]
+
+
+def place_of(label: str) -> str:
+    """Return the option that names the model called `label`."""
+    return label if label == BASE else f"models.{label}"
 
 
 def _linear(weight: torch.Tensor, transposed: bool) -> nn.Module:
@@ -116,7 +132,7 @@ def labelled(models: Any) -> dict[str, str]:
         ConfigError: It is neither, or two models of a list have the same name.
     """
     if isinstance(models, Mapping):
-        found = {str(label): path for label, path in models.items()}
+        found = {"" if label is None else str(label): path for label, path in models.items()}
     elif isinstance(models, list | tuple):
         found = {}
         for path in models:
@@ -131,11 +147,17 @@ def labelled(models: Any) -> dict[str, str]:
         raise ConfigError(f"models={models!r}: expected '[FOLDER, FOLDER]' or '{{one: FOLDER, two: FOLDER}}'")
     if not found or not all(isinstance(path, str) and path for path in found.values()):
         raise ConfigError("models is empty: expected '[FOLDER, FOLDER]' or '{one: FOLDER, two: FOLDER}'")
+    for label in found:
+        if label == BASE or not label.isprintable() or not label.strip():
+            raise ConfigError(
+                f"models: {label!r} cannot be a model's name; give another: '{{one: FOLDER, two: FOLDER}}'"
+            )
     return found
 
 
 def _label(path: str) -> str:
     place = Path(path)
+    place = place if place.name not in ("", "..") else place.resolve()
     return place.parent.name if place.name == "model" and place.parent.name else place.name
 
 
@@ -148,15 +170,47 @@ def open_input(label: str, path: str) -> MergeInput:
     try:
         source = find_source(SimpleNamespace(path=path, gguf_package=None, adapter=None))
         checkpoint = open_checkpoint(_local(source.base))
-        config = json.loads((checkpoint.folder / "config.json").read_text(encoding="utf-8"))
+        config = _config(checkpoint.folder / "config.json")
         if config.get("quantization_config"):
             raise ModelError(f"{checkpoint.folder} is quantised; merge its original in full precision")
         if source.adapter is None:
             return MergeInput(label, checkpoint, config)
         adapter = read_adapter(source.adapter, readers(), _modules(checkpoint))
+        adapter = _without_copies(source.adapter, adapter, checkpoint)
+        _check_finite(source.adapter, adapter)
     except LuthierError as error:
-        raise type(error)(f"models.{label}: {error}") from error
+        raise type(error)(f"{place_of(label)}: {error}") from error
     return MergeInput(label, checkpoint, config, adapter, source.adapter, frozenset(adapter.layers))
+
+
+def _config(file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{file} is missing or damaged: {error}; copy the model again") from error
+    if not isinstance(found, dict):
+        raise ModelError(f"{file} is damaged: expected a table of options")
+    return found
+
+
+def _without_copies(folder: Path, adapter: SavedAdapter, base: Checkpoint) -> SavedAdapter:
+    """Leave out the base's own weights, which PEFT saves beside adapters of embeddings and output heads."""
+    kept = {}
+    for name, tensor in adapter.tensors.items():
+        if not name.endswith(COPY):
+            kept[name] = tensor
+        elif not torch.equal(tensor.view(-1), base.read(name.removesuffix(COPY) + WEIGHT).to(tensor.dtype)):
+            raise ModelError(
+                f"{folder}: {name} is not the base's weight; fold this adapter with the base it was trained "
+                "on, and merge the result"
+            )
+    return replace(adapter, tensors=kept)
+
+
+def _check_finite(folder: Path, adapter: SavedAdapter) -> None:
+    for name, tensor in adapter.tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise ModelError(f"{folder}: {name} is not finite; leave this model out, or train it again")
 
 
 def _modules(checkpoint: Checkpoint) -> set[str]:

@@ -30,52 +30,47 @@ class Journal:
         self._file = folder / FILE
         self.done: dict[str, MergedTensor] = {}
         lines = self._lines()
-        if not lines or lines[0].get("merge") != digest:
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True)
-            self._append([{"merge": digest}])
-        for line in lines[1:] if self._same(lines, digest) else []:
-            self.done[line["name"]] = MergedTensor(**line)
-
-    @staticmethod
-    def _same(lines: Sequence[dict[str, Any]], digest: str) -> bool:
-        return bool(lines) and lines[0].get("merge") == digest
+        if lines and lines[0].get("merge") == digest:
+            self.done = {line["name"]: MergedTensor(**line) for line in lines[1:]}
+            return
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        self._append([{"merge": digest}])
 
     def add(self, tensors: Sequence[MergedTensor]) -> None:
         """Record tensors that are on the disk."""
         self._append([dataclasses.asdict(one) for one in tensors])
         self.done |= {one.name: one for one in tensors}
 
-    def close(self) -> None:
-        """Forget: the result is whole."""
-        self._file.unlink(missing_ok=True)
+    @staticmethod
+    def forget(folder: Path) -> None:
+        """Leave no trace in `folder`: the result is whole."""
+        (folder / FILE).unlink(missing_ok=True)
 
     def _append(self, lines: Sequence[dict[str, Any]]) -> None:
         with self._file.open("a", encoding="utf-8") as stream:
             stream.writelines(json.dumps(line) + "\n" for line in lines)
 
     def _lines(self) -> list[dict[str, Any]]:
-        """Return the whole lines; a kill may have cut the last one."""
+        """Return the whole lines; one that a kill cut off is dropped."""
         try:
             text = self._file.read_text(encoding="utf-8")
+            whole = text[: text.rfind("\n") + 1]
+            if whole != text:
+                self._file.write_text(whole, encoding="utf-8")
+            return [json.loads(line) for line in whole.splitlines()]
         except (OSError, ValueError):
             return []
-        found = []
-        for line in text.splitlines():
-            try:
-                found.append(json.loads(line))
-            except ValueError:
-                break
-        return found
 
 
 def digest_of(
-    config: DictConfig, inputs: Sequence[MergeInput], base: MergeInput | None, layout: Layout
+    config: DictConfig, inputs: Sequence[MergeInput], base: MergeInput | None, layout: Layout | None = None
 ) -> str:
-    """Return what tells a merge from any other: options, files with sizes and times, and the layout."""
+    """Return what tells a merge from any other: options, files with sizes and times, the layout if any."""
     models = {one.label: _files(one) for one in (*inputs, *([base] if base else []))}
-    options = [OmegaConf.to_container(config.merger), config.missing]
-    tensors = {name: [str(one.dtype), one.shape, one.file.name] for name, one in layout.tensors.items()}
+    options = [OmegaConf.to_container(config.merger), config.missing, config.result, config.rank]
+    places = layout.tensors.items() if layout else ()
+    tensors = {name: [str(one.dtype), one.shape, one.file.name] for name, one in places}
     text = json.dumps([models, options, tensors], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -1,26 +1,20 @@
-"""What a merge will do, checked before anything is read: tensors, rules, memory, room on the disk."""
+"""What a merge will do, checked before anything is read: which tensors, by which rule."""
 
 from __future__ import annotations
 
-import contextlib
-import shutil
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
-from luthier.errors import ConfigError, ModelError
+from luthier.errors import ModelError
 from luthier.merge_inputs import MergeInput
+from luthier.merge_skeleton import check_names, empty_model, tied_names
 from luthier.merge_tensor import RUN, TensorJob
-from luthier.merger import Merger
-from luthier.pretrained import from_pretrained, quiet
-from luthier.selection import ROOM
 
 MISSING = ("refuse", "base", "present")
-_BUFFERS = 10
-"""Runs of elements besides those of the models that are in memory at a time."""
 _SAME = ("model_type", "architectures", "hidden_size", "num_hidden_layers", "vocab_size")
 _HARMLESS = frozenset(
     {"_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache", "pad_token_id"}
@@ -50,6 +44,7 @@ class _Found:
     copied: list[str] = field(default_factory=list)
     partly: list[str] = field(default_factory=list)
     tied: list[str] = field(default_factory=list)
+    widened: list[str] = field(default_factory=list)
 
 
 def plan_merge(
@@ -60,7 +55,7 @@ def plan_merge(
     Args:
         inputs: The models.
         base: Of a merger that needs one.
-        dtype: What floating-point tensors are written in; None: what the first model has.
+        dtype: What floating-point tensors are written in; None: the widest that a model has.
         missing: What becomes of tensors that some models lack: one of `MISSING`.
 
     Raises:
@@ -70,7 +65,8 @@ def plan_merge(
     first = base or inputs[0]
     notes = list(_check_configs(first, everyone))
     skeleton = empty_model(first)
-    tied = _tied(skeleton)
+    tied = tied_names(skeleton)
+    _check_ties(tied, inputs)
     names: dict[str, None] = {}
     for one in (first, *everyone):
         names |= dict.fromkeys(one.tensors)
@@ -82,6 +78,7 @@ def plan_merge(
             found.tied.append(name)
             continue
         found.jobs.append(_job(name, inputs, base, dtype, missing, found))
+    check_names(first.place, {job.name: job.shape for job in found.jobs}, skeleton)
     notes += _notes(found, missing)
     return MergePlan(tuple(found.jobs), tuple(notes), skeleton)
 
@@ -95,21 +92,22 @@ def _job(
     found: _Found,
 ) -> TensorJob:
     holders = tuple(one for one in inputs if name in one.tensors)
-    everyone = [*holders, base] if base is not None and name in base.tensors else list(holders)
-    first = everyone[-1] if base is not None and name in base.tensors else everyone[0]
+    under = base if base is not None and name in base.tensors else None
+    everyone = [*holders, under] if under is not None else list(holders)
+    first = under or holders[0]
     stored = first.tensors[name]
     for one in everyone:
         if one.tensors[name].shape != stored.shape:
             raise ModelError(_other_shape(name, first, one))
     floats = stored.dtype.is_floating_point
-    written = (dtype or stored.dtype) if floats else stored.dtype
-    complete = len(holders) == len(inputs) and (base is None or name in base.tensors)
-    if not complete:
-        source = _partly(name, inputs, holders, base, missing)
+    written = _written(name, everyone, dtype, found) if floats else stored.dtype
+    if len(holders) < len(inputs) or (base is not None and under is None):
         found.partly.append(name)
-        if source is not None or not floats:
-            return TensorJob(name, stored.shape, written, holders, base, source or first)
-        return TensorJob(name, stored.shape, written, holders, base)
+        source = _partly(name, inputs, holders, base, missing)
+        if source is None and not floats:
+            _check_equal(name, everyone)
+            source = first
+        return TensorJob(name, stored.shape, written, holders, under, source)
     if not floats:
         _check_equal(name, everyone)
         found.copied.append(name)
@@ -117,7 +115,31 @@ def _job(
     # Adapters that leave a tensor of their base alone all have the same one.
     folders = {one.checkpoint.folder for one in everyone}
     alike = len(everyone) > 1 and len(folders) == 1 and not any(one.adapts(name) for one in everyone)
-    return TensorJob(name, stored.shape, written, holders, base, first if alike else None)
+    return TensorJob(name, stored.shape, written, holders, base, first if alike else None, alike)
+
+
+def _written(
+    name: str, models: Sequence[MergeInput], chosen: torch.dtype | None, found: _Found
+) -> torch.dtype:
+    """Return the dtype that a tensor is written in."""
+    own = {one.tensors[name].dtype for one in models}
+    if not all(dtype.is_floating_point for dtype in own):
+        labels = ", ".join(f"{one.tensors[name].dtype} in {one.label}" for one in models)
+        raise ModelError(f"{name} counts in whole numbers in some models only: {labels}")
+    if len(own) > 1 and chosen is None:
+        found.widened.append(name)
+    return chosen or functools.reduce(torch.promote_types, sorted(own, key=str))
+
+
+def _check_ties(tied: Mapping[str, str], models: Sequence[MergeInput]) -> None:
+    """Refuse an adapter on a tensor that is another one under a second name."""
+    for one in models:
+        for name, of in tied.items():
+            if one.adapts(name) or one.adapts(of):
+                raise ModelError(
+                    f"{one.place}: its adapter changes one of {name} and {of}, which are one tensor in this "
+                    "model; train the adapter without it, or untie the base (tie_word_embeddings)"
+                )
 
 
 def _partly(
@@ -130,7 +152,7 @@ def _partly(
     """Return the model that a tensor which not all have is copied from; None: it is merged."""
     in_base = base is not None and name in base.tensors
     if missing == "refuse":
-        lacking = [f"models.{one.label}" for one in inputs if name not in one.tensors]
+        lacking = [one.place for one in inputs if name not in one.tensors]
         lacking += ["base"] if base is not None and not in_base else []
         raise ModelError(
             f"{name} is not in {', '.join(lacking)}; missing=present merges the models that have a tensor, "
@@ -189,31 +211,6 @@ def _check_configs(first: MergeInput, models: Sequence[MergeInput]) -> list[str]
     return notes
 
 
-def empty_model(of: MergeInput) -> PreTrainedModel:
-    """Return the model of a checkpoint's config, without weights.
-
-    Raises:
-        ModelError: transformers does not know it.
-    """
-    config = from_pretrained(AutoConfig, str(of.checkpoint.folder))
-    try:
-        with torch.device("meta"), quiet():
-            model = AutoModelForCausalLM.from_config(config)
-    except (ValueError, KeyError, RuntimeError) as error:
-        raise ModelError(
-            f"{of.checkpoint.folder}: transformers builds no language model of it: {error}"
-        ) from error
-    assert isinstance(model, PreTrainedModel)
-    return model
-
-
-def _tied(model: PreTrainedModel) -> Mapping[str, str]:
-    """Return tensors that are another one under a second name → that one."""
-    if not model.config.get_text_config().tie_word_embeddings:
-        return {}
-    return dict(getattr(model, "all_tied_weights_keys", None) or {})
-
-
 def _is_copy(model: MergeInput, name: str, of: str) -> bool:
     """Whether the tensor `name` equals the tensor `of`, run by run."""
     one, other = model.tensors.get(name), model.tensors.get(of)
@@ -227,6 +224,11 @@ def _is_copy(model: MergeInput, name: str, of: str) -> bool:
 
 def _notes(found: _Found, missing: str) -> list[str]:
     notes = []
+    if found.widened:
+        notes.append(
+            f"{len(found.widened)} tensors are stored in several dtypes, and written in the widest: "
+            f"{_some(found.widened)}"
+        )
     if found.tied:
         notes.append(f"tied, written once: {', '.join(found.tied)}")
     if found.copied:
@@ -240,49 +242,3 @@ def _notes(found: _Found, missing: str) -> list[str]:
 
 def _some(names: Sequence[str], count: int = 3) -> str:
     return ", ".join(names[:count]) + (" …" if len(names) > count else "")
-
-
-def room_for(
-    jobs: Sequence[TensorJob], merger: Merger, max_memory: float, threads: int, in_use: float
-) -> int:
-    """Return up to how many elements a tensor is held whole, so that a merge stays within `max_memory` GiB.
-
-    Raises:
-        ConfigError: It cannot; the message says what it takes.
-    """
-    merged = [job for job in jobs if job.source is None]
-    models = max((len(job.readers) for job in merged), default=1)
-    working = 4 * RUN * (2 * models + _BUFFERS)
-    if merger.surveys != "nothing":
-        working += 3 * 4 * ROOM * models
-    if merger.elementwise:
-        whole = max((4 * job.count * (job.whole + 3) for job in merged if job.whole), default=0)
-    else:
-        whole = max((4 * job.count * (len(job.readers) + 3) for job in merged), default=0)
-    needed = threads * (working + whole)
-    free = max_memory * 2**30 - in_use
-    if needed > free:
-        raise ConfigError(
-            f"max_memory={max_memory:g} GiB is too little: the program has {in_use / 2**30:.2f} GiB in use, "
-            f"and merging these tensors takes {needed / 2**30:.2f} GiB on {threads} threads; set "
-            f"max_memory={(in_use + needed) / 2**30 + 0.005:.2f}" + (", or threads=1" if threads > 1 else "")
-        )
-    return int((free - needed) / threads / (4 * (models + 1)))
-
-
-def check_disk(folder: Path, total: int) -> None:
-    """Refuse to begin what the disk has no room for.
-
-    Raises:
-        ConfigError: It has not.
-    """
-    parent = folder
-    while not parent.exists():
-        parent = parent.parent
-    with contextlib.suppress(OSError):
-        free = shutil.disk_usage(parent).free
-        if free < total:
-            raise ConfigError(
-                f"{folder}: the result has {total / 1e9:.2f} GB and the disk has room for "
-                f"{free / 1e9:.2f} GB; choose another run_dir, or make room"
-            )

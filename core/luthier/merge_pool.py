@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -56,24 +55,25 @@ def merge_all(
             task = bar.add_task("survey", total=None)
             surveyed = merger.survey(groups_of(jobs, merger, keep))
             bar.remove_task(task)
-        task = bar.add_task("merge", total=sum(map(_bytes, jobs)))
-        bar.advance(task, sum(_bytes(job) for job in jobs if job.name in journal.done))
+        task = bar.add_task("merge", total=sum(job.bytes_read for job in left))
         _run(
-            left, merger, surveyed, keep, threads, writer, journal, lambda job: bar.advance(task, _bytes(job))
+            left,
+            lambda job: merge_tensor(job, merger, surveyed, keep, writer.write),
+            threads,
+            lambda job: bar.advance(task, job.bytes_read),
+            lambda fresh: _record(fresh, writer, journal),
         )
     return [journal.done[job.name] for job in jobs]
 
 
 def _run(
     left: Sequence[TensorJob],
-    merger: Merger,
-    surveyed: Any,
-    keep: int,
+    merge: Callable[[TensorJob], MergedTensor],
     threads: int,
-    writer: ShardWriter,
-    journal: Journal,
-    advance: Any,
+    advance: Callable[[TensorJob], None],
+    record: Callable[[Sequence[MergedTensor]], None],
 ) -> None:
+    """Call `merge` on every job, several at a time; make safe now and then, and at the end, what is done."""
     # The largest first: the last ones then end together.
     queue = iter(sorted(left, key=lambda job: -job.count))
     fresh: list[MergedTensor] = []
@@ -86,7 +86,7 @@ def _run(
                 for job in queue:
                     for one in job.readers:
                         one.checkpoint.expect(job.name)
-                    running[pool.submit(merge_tensor, job, merger, surveyed, keep, writer.write)] = job
+                    running[pool.submit(merge, job)] = job
                     if len(running) > threads:
                         break
                 if not running:
@@ -95,12 +95,12 @@ def _run(
                     fresh.append(future.result())
                     advance(running.pop(future))
                 if time.monotonic() - recorded > _RECORD_EVERY:
-                    _record(fresh, writer, journal)
+                    record(fresh)
                     fresh, recorded = [], time.monotonic()
         finally:
             pool.shutdown(cancel_futures=True)
             whole = [one for one in running if not one.cancelled() and one.exception() is None]
-            _record([*fresh, *(one.result() for one in whole)], writer, journal)
+            record([*fresh, *(one.result() for one in whole)])
 
 
 def _record(fresh: Sequence[MergedTensor], writer: ShardWriter, journal: Journal) -> None:
@@ -131,10 +131,3 @@ def _progress() -> Progress:
         transient=True,
         disable=not console.is_terminal,
     )
-
-
-def _bytes(job: TensorJob) -> int:
-    """Return what is read of the models for a tensor."""
-    if job.source is not None:
-        return job.count * job.dtype.itemsize
-    return sum(job.count * one.tensors[job.name].dtype.itemsize for one in job.readers)

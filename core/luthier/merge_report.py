@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
+from luthier.errors import ConfigError
 from luthier.merge_tensor import MergedTensor
 
 
@@ -25,9 +27,9 @@ class MergeReport:
         base: Where the base came from; None without one.
         result: ``model`` or ``adapter``.
         tensors: What became of every tensor, or of every adapted layer.
-        bytes_read: Of the models, once each.
-        bytes_written: Of the result.
-        seconds: Of the merge.
+        bytes_read: Of the models, once each, since the merge began or last went on.
+        bytes_written: Of the result, since then.
+        seconds: Of the merge, since then.
         notes: What a person should know.
         discarded: Share of the change's energy ‖Δ‖² that a rank cut away, by layer.
         left_out: Models that a greedy merge left out.
@@ -39,10 +41,10 @@ class MergeReport:
     models: Mapping[str, str]
     base: str | None
     result: str
-    tensors: tuple[MergedTensor, ...]
-    bytes_read: int
-    bytes_written: int
-    seconds: float
+    tensors: tuple[MergedTensor, ...] = ()
+    bytes_read: int = 0
+    bytes_written: int = 0
+    seconds: float = 0.0
     notes: tuple[str, ...] = ()
     discarded: Mapping[str, float] = field(default_factory=dict)
     left_out: tuple[str, ...] = ()
@@ -51,12 +53,45 @@ class MergeReport:
     @property
     def bytes_per_second(self) -> float:
         """Read and written."""
-        return (self.bytes_read + self.bytes_written) / self.seconds
+        return (self.bytes_read + self.bytes_written) / max(self.seconds, 1e-9)
 
     def mean(self, key: str) -> float | None:
         """Return the mean over the tensors of one of their numbers, or None."""
         values = [value for one in self.tensors if (value := getattr(one, key)) is not None]
         return sum(values) / len(values) if values else None
+
+
+REPORT = "merge.json"
+"""The report's file in the folder of the result."""
+
+
+def options_of(config: DictConfig) -> dict[str, Any]:
+    """Return the merger's name and options."""
+    options: Any = OmegaConf.to_container(config.merger)
+    return dict(options)
+
+
+def finished_report(folder: Path, digest: str) -> MergeReport | None:
+    """Return the report of the merge in `folder`; None where there is no result.
+
+    Args:
+        folder: Where the result would be.
+        digest: What tells the merge from any other.
+
+    Raises:
+        ConfigError: The result there is another merge's.
+    """
+    if not folder.exists():
+        return None
+    try:
+        found: dict[str, Any] = json.loads((folder / REPORT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        found = {}
+    if found.get("merge") != digest:
+        raise ConfigError(f"{folder} holds another merge's result; choose another run_dir")
+    own = {field.name: found[field.name] for field in fields(MergeReport) if field.name in found}
+    own["tensors"] = tuple(MergedTensor(**one) for one in own["tensors"])
+    return MergeReport(**{**own, "model_dir": folder, "notes": tuple(own["notes"])})
 
 
 COLUMNS = {
@@ -78,15 +113,10 @@ def show_merge(report: MergeReport, count: int = 5) -> None:
         soft_wrap=True,
     )
     keys = [key for key in COLUMNS if report.mean(key)]
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("tensor", no_wrap=True)
-    for key in keys:
-        table.add_column(COLUMNS[key], justify="right")
-    for one in sorted(report.tensors, key=lambda one: -one.change)[:count]:
-        table.add_row(one.name, *(_percent(getattr(one, key)) for key in keys))
-    mean = [_percent(report.mean(key)) for key in keys]
-    table.add_row(f"mean of {len(report.tensors)}", *mean, style="bold")
-    console.print(table)
+    if keys:
+        console.print(_table(report, keys, count))
+    else:
+        console.print("nothing changed")
     if report.discarded:
         worst = max(report.discarded, key=lambda name: report.discarded[name])
         console.print(
@@ -102,6 +132,18 @@ def show_merge(report: MergeReport, count: int = 5) -> None:
             "held out: " + " · ".join(f"{task} {_score(one)}" for task, one in report.scores.items())
         )
     console.print(f"{report.result}: {report.model_dir}", soft_wrap=True)
+
+
+def _table(report: MergeReport, keys: list[str], count: int) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("tensor", overflow="fold")
+    for key in keys:
+        table.add_column(COLUMNS[key], justify="right")
+    for one in sorted(report.tensors, key=lambda one: -one.change)[:count]:
+        table.add_row(one.name, *(_percent(getattr(one, key)) for key in keys))
+    mean = [_percent(report.mean(key)) for key in keys]
+    table.add_row(f"mean of {len(report.tensors)}", *mean, style="bold")
+    return table
 
 
 def _score(value: float) -> str:

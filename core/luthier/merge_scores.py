@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,24 +13,35 @@ from luthier import config as configs
 from luthier.codec import Codec
 from luthier.data import encode
 from luthier.data_source import DataSource
-from luthier.errors import ConfigError, LuthierError
+from luthier.errors import ConfigError, LuthierError, ModelError
 from luthier.evaluation import Evaluator
+from luthier.merge_inputs import MergeInput
+from luthier.merge_tokenizer import tokenizer_home
 from luthier.model import ModelConfig, load_model
 from luthier.model_policy import policy_of
 from luthier.objective import Objective
+from luthier.score_head import saved_kind
 from luthier.settings import EvaluationConfig
+from luthier.tokenizer import load_tokenizer
 
 
-def check_tasks(config: DictConfig) -> None:
-    """Read the first row of every task, before anything is merged.
+def check_tasks(config: DictConfig, inputs: Sequence[MergeInput]) -> None:
+    """Encode every row of every task, before anything is merged.
 
     Raises:
-        LuthierError: A task cannot be read; it is named.
+        LuthierError: A task cannot be read or encoded; it is named.
     """
+    if not config.tasks:
+        return
+    if any(saved_kind(one.config.get("architectures")) for one in inputs):
+        raise ConfigError("tasks are answered by language models; these are reward models: leave them out")
+    if (home := tokenizer_home(inputs)) is None:
+        raise ModelError("tasks need a tokenizer, and no model has one")
+    codec = Codec(load_tokenizer(str(home)))
+    objective: Objective = configs.build_method("objective", {"name": "sft"})
     for task, node in config.tasks.items():
         with _naming(task):
-            if next(iter(_source(node).rows()), None) is None:
-                raise ConfigError("there are no rows")
+            encode(_source(node), objective, codec, 2**20, "drop", [], True, "drop")
 
 
 def task_scores(config: DictConfig, folder: Path | str) -> dict[str, float]:

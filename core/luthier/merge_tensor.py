@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from math import prod, sqrt
+from math import isfinite, prod, sqrt
 from typing import Any
 
 import torch
@@ -29,6 +29,7 @@ class TensorJob:
         inputs: The models that have it, in the order of their labels.
         base: The model that differences are taken to; None for a merger without base.
         source: The model it is copied from: it is not merged. None: it is.
+        alike: It is copied as all models have the same: a survey sees it.
     """
 
     name: str
@@ -37,6 +38,7 @@ class TensorJob:
     inputs: tuple[MergeInput, ...]
     base: MergeInput | None = None
     source: MergeInput | None = None
+    alike: bool = False
 
     @property
     def count(self) -> int:
@@ -46,7 +48,14 @@ class TensorJob:
     @property
     def readers(self) -> tuple[MergeInput, ...]:
         """Every model it is read from."""
+        if self.source is not None:
+            return (self.source,)
         return self.inputs if self.base is None else (*self.inputs, self.base)
+
+    @property
+    def bytes_read(self) -> int:
+        """Of the models, once each."""
+        return sum(self.count * one.tensors[self.name].dtype.itemsize for one in self.readers)
 
     @property
     def whole(self) -> int:
@@ -76,6 +85,8 @@ class MergedTensor:
 class Reading:
     """Gives the groups of a tensor; holds the whole tensor where that is small enough.
 
+    A tensor that is copied is read once, and is every model's and the base's.
+
     Args:
         job: The tensor.
         merger: The method.
@@ -84,7 +95,8 @@ class Reading:
 
     def __init__(self, job: TensorJob, merger: Merger, keep: int) -> None:
         self._job, self._merger = job, merger
-        self._held = job.count <= keep or not merger.elementwise
+        self._whole = not (merger.elementwise or job.source)
+        self._held = job.count <= keep or self._whole
         self._known: list[Group] = []
 
     def groups(self, surveyed: Any = None) -> Iterator[Group]:
@@ -94,18 +106,22 @@ class Reading:
             if self._held:
                 self._known = list(found)
         for group in self._known or self._read():
-            yield group if surveyed is None else _with(group, surveyed)
+            yield group if surveyed is None else replace(group, surveyed=surveyed)
 
     def _read(self) -> Iterator[Group]:
         job = self._job
-        size = RUN if self._merger.elementwise else max(job.count, 1)
-        for start in range(0, max(job.count, 1), size):
+        labels = tuple(one.label for one in job.inputs)
+        size = job.count if self._whole else RUN
+        for start in range(0, job.count, max(size, 1)):
             stop = min(start + size, job.count)
             found = [self._elements(model, start, stop) for model in job.readers]
-            if not self._merger.elementwise:
+            if job.source is not None:
+                yield Group(job.name, labels, tuple(found * len(labels)), found[0], start)
+                continue
+            if self._whole:
                 found = [one.view(job.shape) for one in found]
             base = None if job.base is None else found.pop()
-            yield Group(job.name, tuple(one.label for one in job.inputs), tuple(found), base, start)
+            yield Group(job.name, labels, tuple(found), base, start)
 
     @cached_property
     def _layers(self) -> dict[str, torch.Tensor]:
@@ -120,19 +136,15 @@ class Reading:
         if not torch.isfinite(found.sum()) and not torch.isfinite(found).all():
             bad = int((~torch.isfinite(found)).nonzero()[0])
             raise ModelError(
-                f"models.{model.label}: {self._job.name} has {found[bad]} at element {start + bad} of "
+                f"{model.place}: {self._job.name} has {found[bad]} at element {start + bad} of "
                 f"{list(self._job.shape)}; leave this model out, or train it again"
             )
         return found
 
 
-def _with(group: Group, surveyed: Any) -> Group:
-    return Group(group.name, group.labels, group.tensors, group.base, group.start, surveyed)
-
-
 def groups_of(jobs: Sequence[TensorJob], merger: Merger, keep: int) -> Groups:
-    """Return what gives the groups of all `jobs` that are merged, by the tensors' names."""
-    ordered = sorted((job for job in jobs if job.source is None), key=lambda job: job.name)
+    """Return what gives the groups of all `jobs` that are merged or alike, by the tensors' names."""
+    ordered = sorted((job for job in jobs if job.source is None or job.alike), key=lambda job: job.name)
 
     def groups() -> Iterable[Group]:
         for job in ordered:
@@ -156,7 +168,7 @@ def merge_tensor(job: TensorJob, merger: Merger, surveyed: Any, keep: int, write
         write: Takes the tensor's name, the first element's place and the elements.
     """
     if job.source is not None:
-        return _copied(job, write)
+        return _copied(job, Reading(job, merger, keep), write)
     reading = Reading(job, merger, keep)
     if merger.surveys == "tensor":
         surveyed = merger.survey(reading.groups)
@@ -180,19 +192,20 @@ def _refuse(job: TensorJob, rounded: torch.Tensor) -> None:
         )
 
 
-def _copied(job: TensorJob, write: Write) -> MergedTensor:
+def _copied(job: TensorJob, reading: Reading, write: Write) -> MergedTensor:
     """Copy a tensor, in runs; one that does not count in fractions as it is."""
     assert job.source is not None
     if not job.dtype.is_floating_point:
         write(job.name, 0, job.source.checkpoint.read(job.name))
         return MergedTensor(job.name, 0.0, None, 0.0, None)
     sums = _Sums()
-    for start in range(0, job.count, RUN):
-        stop = min(start + RUN, job.count)
-        own = job.source.read(job.name, start, stop)
-        rounded = own.to(job.dtype)
-        sums.add(Group(job.name, (), (own,), own, start), own, rounded)
-        write(job.name, start, rounded)
+    for group in reading.groups():
+        assert group.base is not None
+        rounded = group.base.to(job.dtype)
+        if not torch.isfinite(rounded.sum()):
+            _refuse(job, rounded)
+        sums.add(replace(group, tensors=(), labels=()), group.base, rounded)
+        write(job.name, group.start, rounded)
     return sums.result(job.name, False)
 
 
@@ -232,4 +245,6 @@ class _Sums:
 
 def _square(values: torch.Tensor) -> float:
     flat = values.view(-1)
-    return float(torch.dot(flat, flat))
+    found = float(torch.dot(flat, flat))
+    # Large numbers overflow in fp32; the wider sum is several times slower.
+    return found if isfinite(found) else float(torch.dot(flat.double(), flat.double()))

@@ -57,6 +57,7 @@ class Merger(Method):
     Attributes:
         needs_base: The method works on differences to a base model, which must then be given.
         least_inputs: How many models it needs at least.
+        most_inputs: How many it takes at most; None: any number.
         symmetric: The order of the models is without effect.
         elementwise: An element of the result depends on the same element of the models alone, and on what
             was surveyed. Others get whole tensors, which must fit into memory.
@@ -66,6 +67,7 @@ class Merger(Method):
 
     needs_base: ClassVar[bool] = False
     least_inputs: ClassVar[int] = 1
+    most_inputs: ClassVar[int | None] = None
     symmetric: ClassVar[bool] = True
     elementwise: ClassVar[bool] = True
 
@@ -101,17 +103,31 @@ class Merger(Method):
         return None
 
 
-def weights_of(weights: Mapping[str, float], labels: Sequence[str]) -> list[float]:
-    """Return the weight of every model: that of the option ``weights``, or 1.
+def check_weights(weights: Mapping[str, float], labels: Sequence[str], signed: bool = True) -> None:
+    """Refuse an option ``weights`` that does not fit the models.
+
+    Args:
+        weights: Label → weight.
+        labels: Those of all models.
+        signed: Whether a weight may be negative.
 
     Raises:
-        ConfigError: It names none of the models, or a weight is not finite.
+        ConfigError: It names none of the models, or a weight is not finite or must not be negative.
     """
     for name, weight in weights.items():
         if name not in labels:
             raise ConfigError(f"merger.weights: {unknown('model', name, labels)}")
         if not math.isfinite(weight):
             raise ConfigError(f"merger.weights.{name}={weight} must be finite")
+        if weight < 0 and not signed:
+            raise ConfigError(
+                f"merger.weights.{name}={weight} must not be negative: an elected sign has no use for it; "
+                "merger=task_arithmetic takes such weights"
+            )
+
+
+def weights_of(weights: Mapping[str, float], labels: Sequence[str]) -> list[float]:
+    """Return the weight of every one of `labels`: that of the option ``weights``, or 1."""
     return [float(weights.get(label, 1.0)) for label in labels]
 
 
@@ -119,11 +135,13 @@ def shares_of(weights: Mapping[str, float], labels: Sequence[str]) -> list[float
     """Return the weights of `weights_of` divided by their sum.
 
     Raises:
-        ConfigError: As `weights_of`, or they add up to nothing.
+        ConfigError: They add up to nothing.
     """
     found = weights_of(weights, labels)
     if abs(total := sum(found)) < 1e-8:
-        raise ConfigError("merger.weights add up to 0, and are divided by their sum; change one of them")
+        raise ConfigError(
+            f"merger.weights of {', '.join(labels)} add up to 0, and are divided by their sum; change one"
+        )
     return [weight / total for weight in found]
 
 

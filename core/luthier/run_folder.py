@@ -18,8 +18,8 @@ from luthier.errors import ConfigError
 from luthier.parallel import Processes
 
 SUMMARY = "summary.json"
-MEASURED = ("metrics.jsonl", "evaluations.jsonl", "checkpoints")
-"""What only a run that trained or measured something leaves."""
+MEASURED = ("metrics.jsonl", "evaluations.jsonl", "checkpoints", "model")
+"""What only a run that trained, measured or merged something leaves."""
 
 
 class Silent:

@@ -123,8 +123,8 @@ def _next(value: float, towards: float) -> float:
     return float(np.nextafter(np.float32(value), np.float32(towards)))
 
 
-def largest(groups: Groups, share: float) -> list[Largest]:
-    """Return for every model which elements of its τ belong to the ⌊share · n⌋ largest of n magnitudes.
+def largest(groups: Groups, share: float) -> dict[str, Largest]:
+    """Return for every model which elements of its τ belong to the ⌊share · n⌋ largest of its n magnitudes.
 
     Reads the groups once where a tensor's magnitudes fit into `ROOM`, else a few times. The result is exact,
     and the same however the elements are grouped: ties are settled in favour of the first.
@@ -133,20 +133,18 @@ def largest(groups: Groups, share: float) -> list[Largest]:
         groups: Groups with a base, always the same ones in the same order.
         share: In (0, 1]; at least one element stays.
     """
-    total = 0
-    searches: list[_Search] = []
+    totals: dict[str, int] = {}
     for group in groups():
-        total += group.tensors[0].numel()
-        searches = searches or [_Search() for _ in group.labels]
-    k = max(1, int(share * total))
-    for search in searches:
-        search.begin(0.0, math.inf, total)
-    while any(search.found is None for search in searches):
-        open_ones = [search for search in searches if search.found is None]
+        for label, tensor in zip(group.labels, group.tensors, strict=True):
+            totals[label] = totals.get(label, 0) + tensor.numel()
+    searches = {label: _Search() for label in totals}
+    for label, search in searches.items():
+        search.begin(0.0, math.inf, totals[label])
+    while still := {label: search for label, search in searches.items() if search.found is None}:
         for group in groups():
-            for search, delta in zip(searches, group.deltas(), strict=True):
-                if search.found is None:
-                    search.look(group.place, delta)
-        for search in open_ones:
-            search.narrow(k, total)
-    return [search.found for search in searches if search.found is not None]
+            for label, delta in zip(group.labels, group.deltas(), strict=True):
+                if label in still:
+                    still[label].look(group.place, delta)
+        for label, search in still.items():
+            search.narrow(max(1, int(share * totals[label])), totals[label])
+    return {label: search.found for label, search in searches.items() if search.found is not None}

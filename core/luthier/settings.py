@@ -31,6 +31,15 @@ class EvaluationConfig:
 
 
 @dataclass
+class ScoringConfig:
+    """How the held-out tasks of a merge are answered."""
+
+    generate: bool = option(True, "Answer the held-out prompts and count the answers that are right.")
+    max_new_tokens: int = option(64, "Tokens an answer may have.")
+    batch_size: int = option(32, "Prompts answered at a time.")
+
+
+@dataclass
 class ReferenceConfig:
     """What an objective with a reference (dpo, ipo, kto) compares with; measured once, before training."""
 
@@ -212,10 +221,10 @@ class MergeConfig:
     merger: Any = MISSING
     result: str = option("model", "model, or with adapters as models: adapter.")
     rank: int | None = option(None, "Rank of the adapter; null: as high as makes it exact.")
-    dtype: str = option("auto", "What is written: float32, bfloat16, float16; auto: what the models have.")
+    dtype: str = option("auto", "What is written: float32, bfloat16, float16; auto: the widest there is.")
     missing: str = option(
         "refuse",
-        "Tensors that not all models have: refuse, present (merge those there are), base (take its).",
+        "Tensors that not all models have: refuse, present (merge those there are), base (take the base's).",
     )
     max_memory: float = option(2.0, "GiB of memory that no file stands behind, the program's own included.")
     threads: int | None = option(None, "Tensors merged at a time; null: as many as torch uses threads.")
@@ -227,7 +236,7 @@ class MergeConfig:
     tasks: dict[str, Any] = option(
         {}, "Held-out tasks by name: data sources, e.g. +data@tasks.sums=sums_held_out."
     )
-    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    evaluation: ScoringConfig = field(default_factory=ScoringConfig)
     plugins: PluginsConfig = field(default_factory=PluginsConfig)
     pack_tokens: int = option(2048, "Tokens one forward pass of the scoring may hold.")
     run_dir: str = option(

@@ -20,12 +20,14 @@ class Layout:
     """Which tensor goes where.
 
     Attributes:
+        folder: Where the files are.
         tensors: Every tensor's place.
         headers: The bytes every file begins with.
         sizes: Every file's size in bytes.
         total: Bytes of all tensors.
     """
 
+    folder: Path
     tensors: Mapping[str, Stored]
     headers: Mapping[Path, bytes]
     sizes: Mapping[Path, int]
@@ -58,7 +60,7 @@ def lay_out(
             places[name] = Stored(file, *tensors[name], offset)
             offset += size
         sizes[file] = offset
-    return Layout(places, headers, sizes, sum(size for group in groups for size in group.values()))
+    return Layout(folder, places, headers, sizes, sum(size for group in groups for size in group.values()))
 
 
 def _header(tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], group: Mapping[str, int]) -> bytes:

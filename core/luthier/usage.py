@@ -49,8 +49,9 @@ def show_usage(verb: str, overrides: list[str]) -> int:
 def _groups(root: type[Any]) -> Iterator[tuple[str, str]]:
     config.prepare()
     fields = {field.name for field in dataclasses.fields(root)}
-    for group in ("model", *(["recipe"] if "adapter" in fields else [])):  # recipes are for training
-        if found := presets(group):
+    # A merge names its models itself, and recipes are for training.
+    for group, needed in (("model", "model"), ("recipe", "adapter")):
+        if needed in fields and (found := presets(group)):
             yield group, ", ".join(found)
     for kind in KINDS.values():
         if {kind.group, f"{kind.group}s"} & fields:

@@ -349,6 +349,12 @@ def test_a_harmed_model_is_named(models, tmp_path, harm, told):
         (["merger=ties", "rank=8"], r"rank=8 is of an adapter; set result=adapter"),
         (["merger=ties", "result=adapter", "rank=8"], r"models\.one is a whole model; result=adapter"),
         (["merger=soup", "greedy=true"], r"greedy=true needs held-out tasks"),
+        (["merger=ties", "+merger.weights.two=-1"], r"merger\.weights\.two=-1\.0 must not be negative"),
+        (["merger=dare", "merger.then=ties", "+merger.weights.two=-1"], r"must not be negative"),
+        (["merger=soup", "missing=base"], r"missing=base: merger=soup looks at no base"),
+        (["merger=soup", "max_memory=inf"], r"max_memory=inf must be positive and finite"),
+        (["merger=soup", "resume=yes"], r"resume=yes: expected auto"),
+        (["merger=soup", "result=adapter", "dtype=float16"], r"dtype=float16 is of a whole model"),
     ],
 )  # fmt: skip
 def test_options_that_cannot_be_are_refused(models, tmp_path, options, told):
@@ -360,7 +366,7 @@ def test_options_that_cannot_be_are_refused(models, tmp_path, options, told):
 def test_a_full_disk_is_seen_beforehand(models, tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
-    with pytest.raises(ConfigError, match=r"the disk has room for 0\.00 GB"):
+    with pytest.raises(ConfigError, match=r"the disk has room for 0\.000 GB"):
         merged(models, tmp_path / "run", "merger=ties")
 
 
@@ -485,7 +491,7 @@ def test_a_greedy_soup_leaves_out_what_does_not_help(models, tmp_path, monkeypat
 
     monkeypatch.setattr("luthier.merge_greedy.task_scores", scores)
     monkeypatch.setattr("luthier.merging.task_scores", scores)
-    monkeypatch.setattr("luthier.merging.check_tasks", lambda _: None)
+    monkeypatch.setattr("luthier.merging.check_tasks", lambda *_: None)
     report = merged(models, tmp_path / "run", "merger=soup", "greedy=true", "+data@tasks.near=jsonl",
                     "tasks.near.path=rows.jsonl")  # fmt: skip
     torch.testing.assert_close(weights(report.model_dir)[UP], goal, rtol=0, atol=1e-6)

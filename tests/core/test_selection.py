@@ -29,7 +29,7 @@ def kept_by_selection(models: list[np.ndarray], share: float, run: int) -> list[
 
     found = selection.largest(groups, share)
     results = [one.copy() for one in models]
-    for result, which in zip(results, found, strict=True):
+    for result, which in zip(results, found.values(), strict=True):
         for start in range(0, len(result), run):
             which.keep_(torch.from_numpy(result[start : start + run]), ("w", start))
     return results

@@ -1,6 +1,5 @@
 """SLERP: from one model to another along the arc between their tensors."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -15,26 +14,20 @@ class Slerp(Merger):
 
     source: ClassVar[str] = "Shoemake 1985, Animating rotation with quaternion curves, section 3.3"
     least_inputs: ClassVar[int] = 2
+    most_inputs: ClassVar[int | None] = 2
     symmetric: ClassVar[bool] = False
     elementwise: ClassVar[bool] = False
 
     t: float = option(0.5, "How far to go from the first model to the second, in [0, 1].")
 
     def __post_init__(self) -> None:
-        """Raise ConfigError for a t outside [0, 1]."""
         if not 0 <= self.t <= 1:
             raise ConfigError(f"merger.t={self.t} must be in [0, 1]")
-
-    def check(self, labels: Sequence[str]) -> None:
-        """Raise ConfigError for more than two models."""
-        if len(labels) != 2:
-            raise ConfigError(f"merger=slerp goes from one model to another, not among {len(labels)}")
 
     def merge(self, group: Group) -> torch.Tensor:
         """Return the merged tensor."""
         one, two = group.tensors
-        cosine = torch.dot(one.flatten(), two.flatten()) / (one.norm() * two.norm())
-        angle = torch.arccos(cosine.clamp(-1, 1))
+        angle = torch.arccos((one.flatten() @ two.flatten() / (one.norm() * two.norm())).clamp(-1, 1))
         if not angle.sin() > 1e-4:  # parallel, opposite or zero
             return torch.lerp(one, two, self.t)
         return (((1 - self.t) * angle).sin() * one + (self.t * angle).sin() * two) / angle.sin()

@@ -27,7 +27,7 @@ class MergerSuite(Suite):
     """What a `luthier.Merger` promises, tensor by tensor.
 
     Attributes:
-        inputs: How many models are merged; the least it takes, or three.
+        inputs: How many models are merged, where the method takes as many.
     """
 
     method: ClassVar[type[Merger]]
@@ -36,7 +36,8 @@ class MergerSuite(Suite):
     @property
     def models(self) -> tuple[int, ...]:
         """The numbers of the models that are merged."""
-        return tuple(range(max(self.inputs, self.method.least_inputs)))
+        count = max(self.inputs, self.method.least_inputs)
+        return tuple(range(min(count, self.method.most_inputs or count)))
 
     def merged(
         self, name: str, models: Sequence[int] | None = None, run: int | None = None, order: int = 1

@@ -15,6 +15,7 @@ from luthier import (
     Merger,
     Register,
     agreed_mean,
+    check_weights,
     hookimpl,
     kept_at_random,
     option,
@@ -58,7 +59,9 @@ class DARE(Merger):
 
     def check(self, labels: Sequence[str]) -> None:
         """Raise ConfigError where the weights do not fit."""
-        (weights_of if self.then == "ties" else shares_of)(self.weights, labels)
+        check_weights(self.weights, labels, signed=self.then == "average")
+        if self.then == "average":
+            shares_of(self.weights, labels)
 
     def merge(self, group: Group) -> torch.Tensor:
         """Return the base and the scaled mean."""

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import torch
 
-from luthier import Group, Merger, Register, hookimpl, option, shares_of
+from luthier import Group, Merger, Register, check_weights, hookimpl, option, shares_of
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,7 @@ class Soup(Merger):
 
     def check(self, labels: Sequence[str]) -> None:
         """Raise ConfigError where the weights do not fit."""
+        check_weights(self.weights, labels)
         shares_of(self.weights, labels)
 
     def merge(self, group: Group) -> torch.Tensor:

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import torch
 
-from luthier import ConfigError, Group, Merger, Register, hookimpl, option, weights_of
+from luthier import ConfigError, Group, Merger, Register, check_weights, hookimpl, option, weights_of
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class TaskArithmetic(Merger):
 
     def check(self, labels: Sequence[str]) -> None:
         """Raise ConfigError where the weights do not fit."""
-        weights_of(self.weights, labels)
+        check_weights(self.weights, labels)
 
     def merge(self, group: Group) -> torch.Tensor:
         """Return the base and the scaled sum."""

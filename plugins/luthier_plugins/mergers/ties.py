@@ -17,6 +17,7 @@ from luthier import (
     Merger,
     Register,
     agreed_mean,
+    check_weights,
     hookimpl,
     largest,
     option,
@@ -60,9 +61,9 @@ class TIES(Merger):
 
     def check(self, labels: Sequence[str]) -> None:
         """Raise ConfigError where the weights do not fit."""
-        weights_of(self.weights, labels)
+        check_weights(self.weights, labels, signed=False)
 
-    def survey(self, groups: Groups) -> list[Largest]:
+    def survey(self, groups: Groups) -> dict[str, Largest]:
         """Return what stays of every model."""
         return largest(groups, self.density)
 
@@ -70,9 +71,9 @@ class TIES(Merger):
         """Return the base and the scaled mean."""
         deltas = group.deltas()
         if group.surveyed is not None:
-            kept: list[Largest] = group.surveyed
-            for delta, which in zip(deltas, kept, strict=True):
-                which.keep_(delta, group.place)
+            kept: dict[str, Largest] = group.surveyed
+            for label, delta in zip(group.labels, deltas, strict=True):
+                kept[label].keep_(delta, group.place)
         mean = agreed_mean(deltas, weights_of(self.weights, group.labels))
         assert group.base is not None
         return mean.mul_(self.scaling).add_(group.base)

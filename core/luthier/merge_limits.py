@@ -1,0 +1,70 @@
+"""What a merge takes, in memory and on the disk, against what it may have."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from luthier.errors import ConfigError
+from luthier.merge_tensor import RUN, TensorJob
+from luthier.merger import Merger
+from luthier.selection import ROOM
+
+_BUFFERS = 10
+"""Runs of elements besides those of the models that are in memory at a time."""
+COMPANIONS = 32_000_000
+"""Bytes of the disk for config, tokenizer, card and report."""
+
+
+def room_for(
+    jobs: Sequence[TensorJob], merger: Merger, max_memory: float, threads: int, in_use: float
+) -> int:
+    """Return up to how many elements a tensor is held whole, so that a merge stays within `max_memory` GiB.
+
+    Raises:
+        ConfigError: It cannot; the message says what it takes.
+    """
+    merged = [job for job in jobs if job.source is None]
+    models = max((len(job.readers) for job in merged), default=1)
+    working = 4 * RUN * (2 * models + _BUFFERS)
+    if merger.surveys != "nothing":
+        working += 3 * 4 * ROOM * models
+    if merger.elementwise:
+        whole = max((4 * job.count * (job.whole + 3) for job in merged if job.whole), default=0)
+    else:
+        whole = max((4 * job.count * (len(job.readers) + 3) for job in merged), default=0)
+    needed = threads * (working + whole)
+    free = max_memory * 2**30 - in_use
+    if needed > free:
+        raise ConfigError(
+            f"max_memory={max_memory:g} GiB is too little: the program has {in_use / 2**30:.2f} GiB in use, "
+            f"and merging these tensors takes {needed / 2**30:.2f} GiB on {threads} threads; set "
+            f"max_memory={(in_use + needed) / 2**30 + 0.005:.2f}" + (", or threads=1" if threads > 1 else "")
+        )
+    return int((free - needed) / threads / (4 * (models + 1)))
+
+
+def check_disk(folder: Path, total: int) -> None:
+    """Refuse to begin what the disk has no room for; what lies in `folder` is written over.
+
+    Args:
+        folder: Where it will be.
+        total: Bytes of its weights.
+
+    Raises:
+        ConfigError: There is too little room.
+    """
+    parent = folder
+    while not parent.exists():
+        parent = parent.parent
+    with contextlib.suppress(OSError):
+        total += COMPANIONS
+        there = sum(512 * one.stat().st_blocks for one in folder.glob("*.safetensors"))
+        free = shutil.disk_usage(parent).free
+        if free < total - there:
+            raise ConfigError(
+                f"{folder}: the result takes {(total - there) / 1e9:.3f} GB and the disk has room for "
+                f"{free / 1e9:.3f} GB; choose another run_dir, or make room"
+            )

@@ -1,0 +1,71 @@
+"""The tokenizer of a merged model: the first model's, where all number their tokens alike."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from transformers import AutoTokenizer
+
+from luthier.errors import ModelError
+from luthier.merge_inputs import MergeInput
+from luthier.pretrained import from_pretrained
+
+_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
+    "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model", "chat_template.jinja",
+)  # fmt: skip
+
+
+def tokenizer_home(models: Sequence[MergeInput]) -> Path | None:
+    """Return the folder of the first tokenizer: an adapter's own, or its base's; None without any."""
+    return next((home for one in models if (home := _home(one))), None)
+
+
+def copy_tokenizer(models: Sequence[MergeInput], folder: Path) -> None:
+    """Copy the first model's tokenizer into `folder`."""
+    if home := tokenizer_home(models):
+        for file in _files(home):
+            shutil.copyfile(file, folder / file.name)
+
+
+def compare_tokenizers(models: Sequence[MergeInput]) -> list[str]:
+    """Refuse models that number their tokens differently; return notes of what else differs.
+
+    Raises:
+        ModelError: They do; a token is named.
+    """
+    homes = [(one, home) for one in models if (home := _home(one))]
+    if not homes:
+        return ["no model has a tokenizer, and none is written"]
+    notes = []
+    first, mine = homes[0]
+    for other, its in homes[1:]:
+        # The usual case is settled without reading a vocabulary of a hundred thousand tokens.
+        if its == mine or _bytes(its) == _bytes(mine):
+            continue
+        one, two = (from_pretrained(AutoTokenizer, str(home)) for home in (mine, its))
+        if differing := one.get_vocab().items() ^ two.get_vocab().items():
+            token = min(differing)[0]
+            ids = " and ".join(str(each.get_vocab().get(token, "none")) for each in (one, two))
+            raise ModelError(
+                f"{first.place} and {other.place} number their tokens differently ({token!r}: {ids}); only "
+                "models of one vocabulary can be merged"
+            )
+        if one.chat_template != two.chat_template:
+            notes.append(f"{other.label} has another chat template; {first.label}'s is written")
+    return notes
+
+
+def _home(model: MergeInput) -> Path | None:
+    folders = (model.folder, model.checkpoint.folder)
+    return next((one for one in folders if (one / "tokenizer_config.json").is_file()), None)
+
+
+def _files(home: Path) -> list[Path]:
+    return [file for name in _FILES if (file := home / name).is_file()]
+
+
+def _bytes(home: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in _files(home)}

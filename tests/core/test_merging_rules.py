@@ -1,0 +1,250 @@
+"""`merge`: what does not fit is refused or goes by a rule, named; what failed late goes on."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from test_merging import LABELS, UP, digest, merged, tuned, weights
+from test_merging_adapters import adapter, whole
+from transformers import AutoModelForSequenceClassification
+
+from helpers import save_tiny, tiny_tokenizer, write_rows
+from luthier import ConfigError, DataError, ModelError, compose, merge
+from luthier_plugins.mergers.soup import Soup
+
+EXTRA = "model.extra.weight"
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """A base, three models tuned from it, and an adapter of it."""
+    root = tmp_path_factory.mktemp("models")
+    save_tiny(root / "base", hidden_size=64, intermediate_size=96)
+    for seed, label in enumerate(LABELS, 1):
+        tuned(root / label, root / "base", seed)
+    for seed, label in enumerate("abc", 1):
+        adapter(root / label, root / "base", seed)
+    return root
+
+
+def given(root, labels, change):
+    """Let `change` edit the tensors of the models called `labels`."""
+    for label in labels:
+        tensors = weights(root / label)
+        change(tensors)
+        save_file(tensors, root / label / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.fixture
+def copies(models, tmp_path):
+    shutil.copytree(models, tmp_path / "models")
+    return tmp_path / "models"
+
+
+@pytest.mark.parametrize("label", ["base", ""])
+def test_a_name_that_cannot_be_is_refused(models, tmp_path, label):
+    paths = f"{{one: {models / 'one'}, {label}: {models / 'two'}}}" if label else f"[{models}/one,/]"
+    with pytest.raises(ConfigError, match=r"models: .* cannot be a model's name"):
+        merge(compose("merge", [f"models={paths}", "merger=soup", f"run_dir={tmp_path / 'run'}"]))
+
+
+def test_more_models_than_the_method_takes_are_refused(models, tmp_path, monkeypatch):
+    monkeypatch.setattr(Soup, "most_inputs", 2)
+    with pytest.raises(ConfigError, match="merger=soup takes 2 models at most, not 3"):
+        merged(models, tmp_path / "run", "merger=soup")
+    assert merged(models, tmp_path / "run", "merger=soup", labels=LABELS[:2])
+
+
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings")
+@pytest.mark.parametrize("result", [["result=model"], ["result=adapter", "rank=64"]], ids=" ".join)
+def test_an_adapter_on_a_tied_weight_is_refused(tmp_path, result):
+    save_tiny(tmp_path / "base", tie_word_embeddings=True)
+    given(tmp_path, ["base"], lambda own: own.update(
+        {"lm_head.weight": own["model.embed_tokens.weight"].clone()}))  # fmt: skip
+    adapter(tmp_path / "a", tmp_path / "base", 1, target_modules=["lm_head"])
+    adapter(tmp_path / "b", tmp_path / "base", 2)
+    with pytest.raises(ModelError, match=r"models\.a: its adapter changes one of lm_head\.weight and"):
+        merged(tmp_path, tmp_path / "run", "merger=soup", *result, labels=("a", "b"), base=False)
+
+
+def test_trimmed_adapters_are_what_the_models_folded_from_them_are(copies, tmp_path):
+    """The layers that nobody adapts count as zeros of the model that is trimmed."""
+    for label in "abc":
+        (copies / "folded" / label).mkdir(parents=True)
+        save_file(whole(copies / "base", copies / label), copies / "folded" / label / "model.safetensors",
+                  metadata={"format": "pt"})  # fmt: skip
+        shutil.copyfile(copies / "base" / "config.json", copies / "folded" / label / "config.json")
+    shutil.copytree(copies / "base", copies / "folded" / "base")
+    options = ["merger=ties", "merger.trim=model", "merger.density=0.5"]
+    one = merged(copies, tmp_path / "one", *options, labels="abc")
+    other = merged(copies / "folded", tmp_path / "other", *options, labels="abc")
+    found, expected = weights(one.model_dir), weights(other.model_dir)
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=0, atol=1e-5)
+
+
+def test_a_tensor_that_only_one_model_has_is_copied_and_of_two_refused(copies, tmp_path):
+    given(copies, ["one"], lambda own: own.update({EXTRA: torch.arange(6.0)}))
+    report = merged(copies, tmp_path / "run", "merger=ties", "missing=present")
+    assert weights(report.model_dir)[EXTRA].tolist() == [0, 1, 2, 3, 4, 5]
+    given(copies, ["two"], lambda own: own.update({EXTRA: torch.arange(6.0) + 1}))
+    with pytest.raises(ModelError, match=rf"{EXTRA} is in one, two and not in the base"):
+        merged(copies, tmp_path / "other", "merger=ties", "missing=present")
+    report = merged(copies, tmp_path / "soup", "merger=soup", "missing=present")
+    assert weights(report.model_dir)[EXTRA].tolist() == [0.5, 1.5, 2.5, 3.5, 4.5, 5.5]
+
+
+def test_who_lacks_a_tensor_is_trimmed_over_what_it_has(copies, tmp_path):
+    """Each model's share is of its own elements; weights of models that lack a tensor are no mistake."""
+    given(copies, ["one"], lambda own: own.pop(UP))
+    options = ["merger=ties", "merger.trim=model", "missing=present", "+merger.weights.one=2"]
+    found = weights(merged(copies, tmp_path / "run", *options).model_dir)
+    base = weights(copies / "base")
+    sizes = {}
+    for label in LABELS:
+        own = weights(copies / label)
+        sizes[label] = torch.cat([(own[name] - base[name]).abs().flatten() for name in own])
+    least = {
+        label: float(one.sort(descending=True).values[int(0.2 * len(one)) - 1])
+        for label, one in sizes.items()
+    }
+    votes = {label: weights(copies / label)[UP] - base[UP] for label in ("two", "three")}
+    kept = {label: one * (one.abs() >= least[label]) for label, one in votes.items()}
+    sign = torch.where(kept["two"] + kept["three"] >= 0, 1.0, -1.0)
+    agreeing = torch.stack([one * (one * sign > 0) for one in kept.values()])
+    mean = agreeing.sum(0) / (agreeing != 0).sum(0).clamp(min=1)
+    torch.testing.assert_close(found[UP], base[UP] + mean, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["merger=soup", "merger=ties", "merger=slerp"])
+def test_a_tensor_without_elements_stays_one(copies, tmp_path, method):
+    given(copies, [*LABELS, "base"], lambda own: own.update({EXTRA: torch.empty(0, 4)}))
+    report = merged(copies, tmp_path / "run", method, labels=LABELS[:2])
+    assert weights(report.model_dir)[EXTRA].shape == (0, 4)
+
+
+def test_the_widest_dtype_is_written_and_said(copies, tmp_path):
+    tuned(copies / "two", copies / "base", 2, torch.bfloat16)
+    report = merged(copies, tmp_path / "run", "merger=soup", base=False)
+    assert weights(report.model_dir)[UP].dtype == torch.float32
+    assert any("stored in several dtypes, and written in the widest" in note for note in report.notes)
+
+
+def test_models_that_number_tokens_differently_are_refused(copies, tmp_path):
+    tokens = json.loads((copies / "two" / "tokenizer.json").read_text())
+    vocabulary = tokens["model"]["vocab"]
+    one, two = list(vocabulary)[:2]
+    vocabulary[one], vocabulary[two] = vocabulary[two], vocabulary[one]
+    (copies / "two" / "tokenizer.json").write_text(json.dumps(tokens))
+    with pytest.raises(ModelError, match=r"models\.one and models\.two number their tokens differently"):
+        merged(copies, tmp_path / "run", "merger=soup", labels=("one", "two"))
+
+
+def test_another_chat_template_is_said_and_the_tuned_models_answers_end_where_theirs_do(copies, tmp_path):
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = "{{ messages[0]['content'] }}!"
+    tokenizer.save_pretrained(copies / "two")
+    for label, end in (("base", 1), ("one", 2)):
+        (copies / label / "generation_config.json").write_text(json.dumps({"eos_token_id": end}))
+    report = merged(copies, tmp_path / "run", "merger=ties", labels=("one", "two"))
+    assert "two has another chat template; one's is written" in report.notes
+    assert json.loads((report.model_dir / "generation_config.json").read_text())["eos_token_id"] == 2
+
+
+def test_reward_models_are_merged_with_their_heads(tmp_path):
+    save_tiny(tmp_path / "base")
+    for seed, label in enumerate("ab"):
+        torch.manual_seed(seed)
+        model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "base", num_labels=1)
+        model.save_pretrained(tmp_path / label)
+        tiny_tokenizer().save_pretrained(tmp_path / label)
+    report = merged(tmp_path, tmp_path / "run", "merger=soup", labels="ab", base=False)
+    heads = [weights(tmp_path / label)["score.weight"] for label in "ab"]
+    loaded = AutoModelForSequenceClassification.from_pretrained(report.model_dir)
+    torch.testing.assert_close(loaded.score.weight.data, (heads[0] + heads[1]) / 2)
+    with pytest.raises(ConfigError, match="these are reward models"):
+        merged(
+            tmp_path,
+            tmp_path / "no",
+            "merger=soup",
+            "+data@tasks.sums=sums_held_out",
+            labels="ab",
+            base=False,
+        )
+
+
+def test_a_model_without_its_head_is_refused_before_anything_is_merged(copies, tmp_path, monkeypatch):
+    given(copies, [*LABELS, "base"], lambda own: own.pop("lm_head.weight"))
+    monkeypatch.setattr("luthier.merging.merge_all", lambda *_: pytest.fail("it was merged"))
+    with pytest.raises(ModelError, match=r"base: lm_head\.weight is missing, which LlamaForCausalLM has"):
+        merged(copies, tmp_path / "run", "merger=ties")
+
+
+def test_a_refused_merge_leaves_nothing(copies, tmp_path):
+    given(copies, ["two"], lambda own: own[UP].fill_(float("inf")))
+    with pytest.raises(ModelError, match=rf"models\.two: {UP} has inf"):
+        merged(copies, tmp_path / "run", "merger=ties")
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_adapter_that_is_not_finite_is_named(copies, tmp_path):
+    file = copies / "b" / "adapter_model.safetensors"
+    tensors = load_file(file)
+    name = next(iter(tensors))
+    tensors[name][0, 0] = float("nan")
+    save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(
+        ModelError, match=rf"models\.b: .*: {name.removeprefix('base_model.model.')} is not finite"
+    ):
+        merged(copies, tmp_path / "run", "merger=soup", labels=("a", "b"), base=False)
+
+
+def test_a_damaged_config_is_named(copies, tmp_path):
+    (copies / "two" / "config.json").write_text("{")
+    with pytest.raises(ModelError, match=r"models\.two: .*config\.json is missing or damaged"):
+        merged(copies, tmp_path / "run", "merger=ties")
+
+
+def test_memory_is_bounded_for_adapters_too(models, tmp_path):
+    options = ["merger=soup", "result=adapter", "max_memory=0.05"]
+    with pytest.raises(ConfigError, match=r"max_memory=0\.05 GiB is too little"):
+        merged(models, tmp_path / "run", *options, labels="abc", base=False)
+
+
+def test_scores_that_fail_after_the_merge_are_made_up_for(models, tmp_path, monkeypatch):
+    rows = [{"prompt": f"{n} + 1 =", "completion": f" {n + 1}"} for n in range(4)]
+    write_rows(tmp_path / "rows.jsonl", rows)
+    options = ["merger=ties", "+data@tasks.sums=jsonl", f"tasks.sums.path={tmp_path / 'rows.jsonl'}",
+               "evaluation.generate=false"]  # fmt: skip
+    with monkeypatch.context() as patch:
+        patch.setattr("luthier.merging.task_scores", lambda *_: (_ for _ in ()).throw(MemoryError))
+        with pytest.raises(MemoryError):
+            merged(models, tmp_path / "run", *options)
+    before = digest(tmp_path / "run" / "model")
+    with pytest.raises(ConfigError, match="another merge's result"):
+        merged(models, tmp_path / "run", *options, "merger.density=0.3", "resume=auto")
+    monkeypatch.setattr("luthier.merging.merge_all", lambda *_: pytest.fail("it was merged again"))
+    report = merged(models, tmp_path / "run", *options, "resume=auto")
+    assert digest(report.model_dir) == before
+    assert set(report.scores) == {"sums"}
+    assert len(report.tensors) > 10
+
+
+def test_rows_that_cannot_be_encoded_are_seen_before_anything_is_merged(models, tmp_path, monkeypatch):
+    write_rows(tmp_path / "rows.jsonl", [{"prompt": "1 + 1 =", "completion": " 2"}, {"prompt": "1 + 1 ="}])
+    monkeypatch.setattr("luthier.merging.merge_all", lambda *_: pytest.fail("it was merged"))
+    with pytest.raises(DataError, match=r"tasks\.sums: .*rows\.jsonl:2"):
+        merged(models, tmp_path / "run", "merger=soup", "+data@tasks.sums=jsonl",
+               f"tasks.sums.path={tmp_path / 'rows.jsonl'}")  # fmt: skip
+
+
+def test_large_numbers_do_not_overflow_the_report(copies, tmp_path):
+    given(copies, [*LABELS, "base"], lambda own: own[UP].mul_(1e20))
+    report = merged(copies, tmp_path / "run", "merger=soup")
+    told = {one.name: one.change for one in report.tensors}[UP]
+    own = [weights(copies / label)[UP].double() for label in LABELS]
+    first = sorted(zip(LABELS, own, strict=True))[0][1]
+    expected = (sum(own) / 3 - first).norm() / first.norm()
+    assert told == pytest.approx(float(expected), rel=1e-3)
