@@ -24,6 +24,8 @@ def check_options(config: DictConfig) -> None:
     Raises:
         ConfigError: One does.
     """
+    if OmegaConf.is_missing(config, "models"):
+        raise ConfigError("models must be set: '[FOLDER, FOLDER]' or '{one: FOLDER, two: FOLDER}'")
     for key, known in (("missing", MISSING), ("result", RESULTS), ("dtype", ("auto", *DTYPES))):
         if config[key] not in known:
             raise ConfigError(unknown(key, str(config[key]), known))

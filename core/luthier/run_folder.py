@@ -52,8 +52,8 @@ def _opened(config: DictConfig, run_dir: Path, processes: Processes) -> Iterator
     held = any((run_dir / name).exists() for name in ("config.yaml", "model"))
     if processes.same(not config.run_dir or (held and not resuming)):
         raise ConfigError(
-            f"run_dir={config.run_dir} holds a run or a model already; choose another folder, or continue "
-            f"that run with resume={config.run_dir}"
+            f"run_dir={config.run_dir} holds a run or a model already; choose another folder, or go on "
+            "with it: resume=auto"
         )
     trackers = []
     if processes.main:

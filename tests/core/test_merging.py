@@ -339,6 +339,7 @@ def test_a_harmed_model_is_named(models, tmp_path, harm, told):
 @pytest.mark.parametrize(
     ("options", "told"),
     [
+        (["merger=soup", "models=???"], r"models must be set: '\[FOLDER"),
         (["merger=ties", "base=null"], r"merger=ties works on differences .* set base=MODEL"),
         (["merger=soup", "+merger.weights.tow=1"], r"merger\.weights: .*'tow'.*two"),
         (["merger=soup", "+merger.weights={one: 1, two: -1, three: 0}"], r"add up to 0"),
