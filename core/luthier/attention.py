@@ -5,11 +5,12 @@ sync with which it looks for packed sequences. What a model says only in its mas
 reach this function, just as it does not reach flash attention; `Policy.check` finds such models.
 """
 
-from typing import Any
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import torch
-from transformers import AttentionInterface, PreTrainedModel
 
 from luthier.errors import ModelError
 from luthier.fused import WIDE
@@ -17,6 +18,9 @@ from luthier.fused_rotary import turned
 from luthier.masked_attention import masked_attention
 from luthier.spans import TreeSpans
 from luthier.tile_attention import Terms, tile_attention
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 NAME = "luthier_tree"
 _native: WeakKeyDictionary[PreTrainedModel, dict[str, Any]] = WeakKeyDictionary()
@@ -78,8 +82,11 @@ def tree_attention(
 
 def use_tree(model: PreTrainedModel) -> None:
     """Switch `model` to tree attention, remembering what it used before."""
+    from transformers import AttentionInterface
+
     if model.config._attn_implementation == NAME:
         return
+    AttentionInterface.register(NAME, tree_attention)
     parts = {part: getattr(model.config, part) for part in model.config.sub_configs}
     before = {part: config._attn_implementation for part, config in parts.items() if config is not None}
     _native[model] = {"": model.config._attn_implementation, **before}
@@ -90,6 +97,3 @@ def use_native(model: PreTrainedModel) -> None:
     """Switch `model` back to the attention it had before `use_tree`."""
     if model.config._attn_implementation == NAME:
         model.set_attn_implementation(_native[model])
-
-
-AttentionInterface.register(NAME, tree_attention)

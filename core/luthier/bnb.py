@@ -14,11 +14,12 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from luthier.bnb_loading import BITS_AND_BYTES, chosen_layers
 from luthier.errors import ConfigError
 from luthier.quantiser import Quantiser
 from luthier.targets import matches
 
+BITS_AND_BYTES = "bitsandbytes"
+"""What transformers calls its method."""
 BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 """Weights that may share a scale in 4 bits."""
 _HALF_STEP = 0.2
@@ -49,6 +50,8 @@ class BitsAndBytesQuantiser(Quantiser):
             ConfigError: bitsandbytes is missing, or its library for this device is.
         """
         require()
+        from luthier.bnb_loading import chosen_layers
+
         options = chosen_layers(self.bits, self.skip, **self.library_options(dtype))
         return {"quantization_config": options}
 

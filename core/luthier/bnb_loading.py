@@ -16,11 +16,9 @@ from transformers.quantizers.auto import register_quantizer
 from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
 from transformers.quantizers.quantizer_bnb_8bit import Bnb8BitHfQuantizer
 
+from luthier.bnb import BITS_AND_BYTES
 from luthier.errors import ConfigError, nearest
 from luthier.targets import ALL_LINEAR, matches, select
-
-BITS_AND_BYTES = "bitsandbytes"
-"""What transformers calls its method."""
 
 
 class _Options(BitsAndBytesConfig):  # type: ignore[misc]

@@ -19,7 +19,7 @@ from luthier.policy import Policy
 from luthier.pooling import pooled
 from luthier.report import EvaluationReport, Sample
 from luthier.reward_model import Candidate
-from luthier.score_head import CLASSES
+from luthier.score_head import TASKS
 from luthier.scoring import Scoring
 from luthier.settings import EvaluationConfig
 from luthier.tree import Pack, cut
@@ -50,7 +50,7 @@ class Evaluator:
                 loss, perplexity, metrics, samples = self._rewarded()
             else:
                 loss, perplexity, metrics = self._loss()
-                speaks = self.objective.head not in CLASSES  # a reward model answers nothing
+                speaks = self.objective.head not in TASKS  # a reward model answers nothing
                 samples = self._answers() if answer and speaks and self.settings.generate else []
         scores = [sample.score for sample in samples if sample.score is not None]
         return EvaluationReport(

@@ -1,14 +1,18 @@
 """How a pack runs through a model: as token trees, or, where a model cannot take them, as padded rows."""
 
-from typing import Protocol
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
 
 import torch
-from transformers import PreTrainedModel
 
 from luthier.attention import use_native, use_tree
 from luthier.errors import ModelError
 from luthier.head import Head
 from luthier.tree import Pack
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class Forward(Protocol):

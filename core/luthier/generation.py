@@ -5,13 +5,15 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import DynamicCache, PreTrainedModel
 
 from luthier.codec import Codec
 from luthier.policy import Policy
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,8 @@ def _started(model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor, n: i
     cached = model._supports_default_dynamic_cache() and not model._is_stateful
     if ids.shape[1] < 2 or not cached or not {"position_ids", "past_key_values"} <= takes.keys():
         return {}
+    from transformers import DynamicCache
+
     cache = DynamicCache(config=model.config.get_text_config(decoder=True))  # as `generate` makes it
     places = (mask.cumsum(-1) - 1).clamp_(min=0)
     decoder(

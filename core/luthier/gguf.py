@@ -12,12 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from luthier.errors import ModelError
 from luthier.folder import sha256_of, written_whole
 from luthier.pretrained import from_pretrained
-from luthier.saving import save_model
 
 
 def cache_folder() -> Path:
@@ -66,6 +64,10 @@ def gguf_folder(file: Path) -> Path:
 
 
 def _convert(file: Path, fresh: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from luthier.saving import save_model
+
     dtype = _dtype(file)
     # transformers draws the bar of the conversion whatever its own switch for bars says.
     with contextlib.redirect_stderr(io.StringIO()):

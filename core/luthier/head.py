@@ -4,13 +4,17 @@ The gradient that reaches a token's log-probability is one number, so the forwar
 probabilities at hand, already makes each row's gradient up to that number: backward only scales rows.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import PreTrainedModel
 
 from luthier.planned import planned_device
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 CHUNK_BYTES = {"cpu": 32 << 20, "cuda": 256 << 20}
 """Size of a chunk of float32 logits; two such blocks are alive."""
@@ -62,7 +66,7 @@ class Head:
     scale: float = 1.0
 
     @classmethod
-    def of(cls, model: PreTrainedModel) -> "Head | None":
+    def of(cls, model: PreTrainedModel) -> Head | None:
         """Describe the head of `model` from its configuration; None where it is not one linear map."""
         linear = model.get_output_embeddings()
         if not isinstance(linear, torch.nn.Linear):

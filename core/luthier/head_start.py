@@ -9,7 +9,7 @@ import torch
 from luthier.errors import ConfigError, ModelError
 from luthier.model import LoadedModel
 from luthier.objective import Objective
-from luthier.score_head import CLASSES, attach_head, head_name, head_of
+from luthier.score_head import TASKS, attach_head, head_name, head_of
 
 log = logging.getLogger("luthier")
 
@@ -28,7 +28,7 @@ def give_head(loaded: LoadedModel, objective: Objective, name: str, seed: int) -
             del loaded.model.score_head
         return
     check_head(loaded, objective, name, needed=False)
-    if objective.head in CLASSES:
+    if objective.head in TASKS:
         head_name(loaded.model, objective.head)  # before training rather than when it is saved
     if objective.head == "sequence":
         _pad_apart(loaded)

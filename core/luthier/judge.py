@@ -6,14 +6,14 @@ import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from omegaconf import OmegaConf
 
 from luthier.codec import Codec
 from luthier.errors import ConfigError, DataError, ModelError
-from luthier.model import LoadedModel, ModelConfig, load_model
+from luthier.model_config import ModelConfig
 from luthier.model_policy import policy_of
 from luthier.model_source import find_source
 from luthier.policy import Policy, undisturbed
@@ -22,6 +22,9 @@ from luthier.score_head import head_of
 from luthier.tokenizer import load_tokenizer
 from luthier.tree import Branch, Pack, Tree, cut
 from luthier.worn import Worn
+
+if TYPE_CHECKING:
+    from luthier.model import LoadedModel
 
 Draw = Callable[[Candidate, Codec], Tree]
 """Makes the tree of one candidate, with one branch."""
@@ -116,6 +119,8 @@ def judge_of(path: str | None, kind: str, place: Place, name: str) -> Judge:
     option = f"reward_models.{name}.model"
     if not path:
         raise ConfigError(f"{option} is missing: the run folder of a reward model")
+    from luthier.model import load_model
+
     config = OmegaConf.structured(ModelConfig(path=path, device=place.device, dtype=place.dtype))
     try:
         source, host = find_source(config), place.host

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
 from luthier.bnb import read_back
+from luthier.conv1d import is_conv1d
 from luthier.errors import ConfigError, ModelError
 from luthier.peft_folder import PeftAdapter
 from luthier.targets import select
@@ -131,7 +131,7 @@ class LinearAdapter(PeftAdapter):
     def peft_config(self, model: nn.Module) -> dict[str, Any]:
         """Return the targets as PEFT must be told to pick the same ones, and the method's options."""
         layers = adapted_layers(model)
-        fan_in_fan_out = any(isinstance(layer.base, Conv1D) for layer in layers.values())
+        fan_in_fan_out = any(is_conv1d(layer.base) for layer in layers.values())
         return {"target_modules": _peft_targets(model, layers), "fan_in_fan_out": fan_in_fan_out,
                 **self.peft_method()}  # fmt: skip
 
@@ -197,8 +197,9 @@ def fold(model: nn.Module, dtype: torch.dtype = torch.bfloat16) -> None:
 
 def linear_shape(base: nn.Module) -> tuple[int, int]:
     """Return (d_in, d_out) of a linear layer of any kind."""
-    if isinstance(base, Conv1D):
-        return int(base.nx), int(base.nf)
+    if is_conv1d(base):
+        d_in, d_out = weight_of(base).shape
+        return d_in, d_out
     assert isinstance(base, nn.Linear)
     return base.in_features, base.out_features
 
@@ -215,7 +216,7 @@ def weight_in_use(base: nn.Module) -> torch.Tensor:
     weight = weight_of(base)
     if type(base) is nn.Linear:
         return weight.float()
-    if isinstance(base, Conv1D):
+    if is_conv1d(base):
         return weight.T.float()
     if (known := read_back(base)) is not None:
         return known
@@ -228,7 +229,7 @@ def weight_in_use(base: nn.Module) -> torch.Tensor:
 @torch.no_grad()
 def write_weight(base: nn.Module, weight: torch.Tensor) -> None:
     """Copy `weight` (d_out, d_in) into a dense linear layer, in the layer's dtype."""
-    weight_of(base).copy_(weight.T if isinstance(base, Conv1D) else weight)
+    weight_of(base).copy_(weight.T if is_conv1d(base) else weight)
 
 
 def copy_state(into: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor]) -> None:

@@ -9,11 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub.repocard_data import ModelCardData
 
 from luthier.folder import sha256_of
 from luthier.merge_inputs import MergeInput
-from luthier.merge_report import REPORT, MergeReport, as_text
+from luthier.merge_report import REPORT, MergeReport
 from luthier.merge_tokenizer import copy_tokenizer
 from luthier.report import as_json, versions, write_json
 
@@ -70,7 +70,8 @@ def hashes_of(models: Sequence[MergeInput]) -> dict[str, dict[str, str]]:
 
 def write_card(folder: Path, report: MergeReport, hashes: dict[str, dict[str, str]]) -> None:
     """Write ``README.md``: what was merged, how, and with which versions."""
-    options = ", ".join(f"`{key}` {as_text(value)}" for key, value in report.merger.items() if key != "name")
+    given = ((key, json.dumps(value)) for key, value in report.merger.items() if key != "name")
+    options = ", ".join(f"`{key}` {value}" for key, value in given)
     rows = {**report.models, **({"base": report.base} if report.base else {})}
     lines = [
         f"# A merge of {', '.join(report.models)}",
@@ -91,4 +92,5 @@ def write_card(folder: Path, report: MergeReport, hashes: dict[str, dict[str, st
         f"What became of every tensor is in `{REPORT}`.",
     ]
     data = ModelCardData(library_name="transformers", tags=["merge", "luthier"])
-    ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n".join(lines) + "\n").save(folder / "README.md")
+    text = f"---\n{data.to_yaml()}\n---\n\n" + "\n".join(lines) + "\n"
+    (folder / "README.md").write_text(text, encoding="utf-8")

@@ -10,9 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
 from luthier.errors import ConfigError, LuthierError, ModelError
 from luthier.linear_adapter import AdaptedLinear, adapted_layers
@@ -103,6 +101,8 @@ def place_of(label: str) -> str:
 
 def _linear(weight: torch.Tensor, transposed: bool) -> nn.Module:
     """Return a layer without bias that has `weight`; Conv1D keeps it the other way round."""
+    from transformers.pytorch_utils import Conv1D
+
     with torch.device("meta"):
         layer: nn.Module = (
             Conv1D(weight.shape[1], weight.shape[0])
@@ -221,6 +221,8 @@ def _local(base: str) -> Path:
     """Return the folder of a checkpoint, fetched from the hub where it is not here."""
     if Path(base).is_dir():
         return Path(base)
+    from huggingface_hub import snapshot_download
+
     try:
         return Path(snapshot_download(base, allow_patterns=_WANTED))
     except (OSError, ValueError) as error:

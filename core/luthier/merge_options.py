@@ -9,6 +9,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from luthier.errors import ConfigError, unknown
+from luthier.merge_check import CHECKS
 from luthier.merge_inputs import BASE, MergeInput, labelled, open_input
 from luthier.merge_plan import MISSING
 from luthier.merger import Merger
@@ -26,7 +27,12 @@ def check_options(config: DictConfig) -> None:
     """
     if OmegaConf.is_missing(config, "models"):
         raise ConfigError("models must be set: '[FOLDER, FOLDER]' or '{one: FOLDER, two: FOLDER}'")
-    for key, known in (("missing", MISSING), ("result", RESULTS), ("dtype", ("auto", *DTYPES))):
+    for key, known in (
+        ("missing", MISSING),
+        ("result", RESULTS),
+        ("dtype", ("auto", *DTYPES)),
+        ("check", CHECKS),
+    ):
         if config[key] not in known:
             raise ConfigError(unknown(key, str(config[key]), known))
     for key in ("max_memory", "shard_gb", "threads", "rank"):

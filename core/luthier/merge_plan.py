@@ -5,14 +5,17 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
-from transformers import PreTrainedModel
 
 from luthier.errors import ModelError
 from luthier.merge_inputs import MergeInput
-from luthier.merge_skeleton import check_names, empty_model, tied_names
+from luthier.merge_skeleton import check_names, empty_model, may_tie, tied_names
 from luthier.merge_tensor import RUN, TensorJob
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 MISSING = ("refuse", "base", "present")
 _SAME = ("model_type", "architectures", "hidden_size", "num_hidden_layers", "vocab_size")
@@ -28,12 +31,13 @@ class MergePlan:
     Attributes:
         jobs: The tensors of the result, as the first model orders them.
         notes: What a person should know of them, a line each.
-        skeleton: The model without weights, as transformers builds it from the result's config.
+        skeleton: The model without weights, as transformers builds it from the result's config; None where
+            it was not needed.
     """
 
     jobs: tuple[TensorJob, ...]
     notes: tuple[str, ...]
-    skeleton: PreTrainedModel
+    skeleton: PreTrainedModel | None
 
 
 @dataclass
@@ -48,15 +52,23 @@ class _Found:
 
 
 def plan_merge(
-    inputs: Sequence[MergeInput], base: MergeInput | None, dtype: torch.dtype | None, missing: str
+    inputs: Sequence[MergeInput],
+    base: MergeInput | None,
+    dtype: torch.dtype | None,
+    missing: str,
+    load: bool = False,
 ) -> MergePlan:
     """Return what merging `inputs` will do.
+
+    Where all models have the same tensors and none is another one under a second name, the result loads as
+    they do, and transformers, whose import takes seconds, is not asked.
 
     Args:
         inputs: The models.
         base: Of a merger that needs one.
         dtype: What floating-point tensors are written in; None: the widest that a model has.
         missing: What becomes of tensors that some models lack: one of `MISSING`.
+        load: Whether transformers is asked in any case.
 
     Raises:
         ModelError: The models do not fit each other; tensors, shapes and models are named.
@@ -64,8 +76,9 @@ def plan_merge(
     everyone = [*inputs, base] if base is not None else list(inputs)
     first = base or inputs[0]
     notes = list(_check_configs(first, everyone))
-    skeleton = empty_model(first)
-    tied = tied_names(skeleton)
+    doubtful = load or any(one.tensors.keys() != first.tensors.keys() for one in everyone)
+    skeleton = empty_model(first) if doubtful or any(map(may_tie, everyone)) else None
+    tied = tied_names(skeleton) if skeleton is not None else {}
     _check_ties(tied, inputs)
     names: dict[str, None] = {}
     for one in (first, *everyone):
@@ -78,7 +91,8 @@ def plan_merge(
             found.tied.append(name)
             continue
         found.jobs.append(_job(name, inputs, base, dtype, missing, found))
-    check_names(first.place, {job.name: job.shape for job in found.jobs}, skeleton)
+    if skeleton is not None:
+        check_names(first.place, {job.name: job.shape for job in found.jobs}, skeleton)
     notes += _notes(found, missing)
     return MergePlan(tuple(found.jobs), tuple(notes), skeleton)
 

@@ -23,8 +23,10 @@ from luthier.merge_tensor import MergedTensor, TensorJob, groups_of, merge_tenso
 from luthier.merger import Merger
 from luthier.shard_writer import ShardWriter
 
-_RECORD_EVERY = 10.0
+_RECORD_EVERY = 1.0
 """Seconds between two moments at which what is done is made safe."""
+_AHEAD = 32
+"""Tensors that wait for a thread: as many as small ones take no longer than making others safe."""
 
 
 def merge_all(
@@ -82,12 +84,12 @@ def _run(
         running: dict[Future[MergedTensor], TensorJob] = {}
         try:
             while True:
-                # One more than there are threads: its bytes are read ahead while the others are merged.
+                # Their bytes are read ahead while the others are merged.
                 for job in queue:
                     for one in job.readers:
                         one.checkpoint.expect(job.name)
                     running[pool.submit(merge, job)] = job
-                    if len(running) > threads:
+                    if len(running) >= threads + _AHEAD:
                         break
                 if not running:
                     break

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
@@ -67,8 +67,7 @@ REPORT = "merge.json"
 
 def options_of(config: DictConfig) -> dict[str, Any]:
     """Return the merger's name and options."""
-    options: Any = OmegaConf.to_container(config.merger)
-    return dict(options)
+    return dict(cast("dict[str, Any]", OmegaConf.to_container(config.merger)))
 
 
 def finished_report(folder: Path, digest: str) -> MergeReport | None:
@@ -152,8 +151,3 @@ def _score(value: float) -> str:
 
 def _percent(share: float | None) -> str:
     return "–" if share is None else f"{100 * share:.3g} %"
-
-
-def as_text(value: Any) -> str:
-    """Return `value` as JSON on one line."""
-    return json.dumps(value, sort_keys=True)

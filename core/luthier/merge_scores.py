@@ -17,7 +17,7 @@ from luthier.errors import ConfigError, LuthierError, ModelError
 from luthier.evaluation import Evaluator
 from luthier.merge_inputs import MergeInput
 from luthier.merge_tokenizer import tokenizer_home
-from luthier.model import ModelConfig, load_model
+from luthier.model_config import ModelConfig
 from luthier.model_policy import policy_of
 from luthier.objective import Objective
 from luthier.score_head import saved_kind
@@ -52,6 +52,8 @@ def task_scores(config: DictConfig, folder: Path | str) -> dict[str, float]:
     Raises:
         LuthierError: A task cannot be read; it is named.
     """
+    from luthier.model import load_model
+
     loaded = load_model(ModelConfig(path=str(folder)), train_base=False)
     policy = policy_of(loaded, True, False)
     objective: Objective = configs.build_method("objective", {"name": "sft"})

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING, cast
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from luthier.errors import ModelError
 from luthier.merge_inputs import MergeInput
 from luthier.pretrained import from_pretrained, quiet
-from luthier.score_head import CLASSES, saved_kind
+from luthier.score_head import class_of, saved_kind
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def empty_model(of: MergeInput) -> PreTrainedModel:
@@ -19,15 +22,29 @@ def empty_model(of: MergeInput) -> PreTrainedModel:
     Raises:
         ModelError: transformers does not know it.
     """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
     config = from_pretrained(AutoConfig, str(of.checkpoint.folder))
     kind = saved_kind(getattr(config, "architectures", None))
     try:
         with torch.device("meta"), quiet():
-            model = CLASSES.get(kind or "", AutoModelForCausalLM).from_config(config)
+            model = (class_of(kind) if kind else AutoModelForCausalLM).from_config(config)
     except (ValueError, KeyError, RuntimeError) as error:
         raise ModelError(f"{of.checkpoint.folder}: transformers builds no model of it: {error}") from error
-    assert isinstance(model, PreTrainedModel)
-    return model
+    return cast("PreTrainedModel", model)
+
+
+def may_tie(model: MergeInput) -> bool:
+    """Whether a tensor of `model`, stored or adapted, may be another one under a second name.
+
+    Those are embeddings and output heads: as many rows as there are tokens.
+    """
+    config = model.config.get("text_config") or model.config
+    if config.get("tie_word_embeddings") is False:
+        return False
+    rows = config.get("vocab_size")
+    large = [name for name, one in model.tensors.items() if rows is None or rows in one.shape]
+    return len(large) > 1 or any(map(model.adapts, large))
 
 
 def tied_names(model: PreTrainedModel) -> Mapping[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -226,11 +227,9 @@ class _Sums:
             self.rounding += _square(rounded.float() - merged)
         self.elements += merged.numel()
         if group.base is not None and len(group.tensors) > 1:
-            above, below = (torch.zeros(merged.shape, dtype=torch.bool) for _ in range(2))
-            for tensor in group.tensors:
-                above |= tensor > group.base
-                below |= tensor < group.base
-            self.conflicts += int(torch.count_nonzero(above & below))
+            most, least = (functools.reduce(of, group.tensors) for of in (torch.maximum, torch.minimum))
+            above, below = torch.gt(most, group.base, out=most), torch.lt(least, group.base, out=least)
+            self.conflicts += int(torch.dot(above.view(-1), below.view(-1)))
 
     def result(self, name: str, based: bool) -> MergedTensor:
         """Return what they say."""

@@ -6,8 +6,6 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from transformers import AutoTokenizer
-
 from luthier.errors import ModelError
 from luthier.merge_inputs import MergeInput
 from luthier.pretrained import from_pretrained
@@ -45,6 +43,8 @@ def compare_tokenizers(models: Sequence[MergeInput]) -> list[str]:
         # The usual case is settled without reading a vocabulary of a hundred thousand tokens.
         if its == mine or _bytes(its) == _bytes(mine):
             continue
+        from transformers import AutoTokenizer
+
         one, two = (from_pretrained(AutoTokenizer, str(home)) for home in (mine, its))
         if differing := one.get_vocab().items() ^ two.get_vocab().items():
             token = min(differing)[0]

@@ -16,7 +16,7 @@ from luthier import config as configs
 from luthier.errors import ConfigError, ModelError
 from luthier.merge_adapters import merge_into_adapter
 from luthier.merge_card import write_companions
-from luthier.merge_check import check_result
+from luthier.merge_check import load_back, read_back
 from luthier.merge_greedy import greedily
 from luthier.merge_inputs import MergeInput
 from luthier.merge_journal import Journal, digest_of
@@ -102,7 +102,8 @@ def merge_models(
     """
     began = time.perf_counter()
     notes = compare_tokenizers(inputs)
-    plan = plan_merge(inputs, base, None if config.dtype == "auto" else DTYPES[config.dtype], config.missing)
+    dtype = None if config.dtype == "auto" else DTYPES[config.dtype]
+    plan = plan_merge(inputs, base, dtype, config.missing, config.check == "load")
     if base is None and config.base is not None:
         notes.append(f"merger={config.merger.name} looks at no base; base={config.base} is not read")
     tensors = {job.name: (job.dtype, job.shape) for job in plan.jobs}
@@ -123,7 +124,8 @@ def merge_models(
         report = dataclasses.replace(report, seconds=time.perf_counter() - began)
         dtypes = {job.dtype for job in plan.jobs if job.dtype.is_floating_point}
         write_companions(work, inputs, base, report, digest, dtypes.pop() if len(dtypes) == 1 else None)
-        check_result(work, plan, config.max_memory)
+        if config.check == "load" and plan.skeleton is not None:
+            load_back(work, plan.skeleton, config.max_memory)
     except ModelError:
         shutil.rmtree(work, ignore_errors=True)  # going on would end here again
         raise
@@ -149,6 +151,7 @@ def _written(
     finally:
         writer.close()
     write_index(work, layout)
+    read_back(layout, writer.sums, threads)
     return dataclasses.replace(
         report,
         tensors=tuple(tensors),

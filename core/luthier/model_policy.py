@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from luthier.fused import fuse
-from luthier.model import LoadedModel
 from luthier.policy import Policy
 from luthier.wide_residual import widen
+
+if TYPE_CHECKING:
+    from luthier.model import LoadedModel
 
 
 def policy_of(loaded: LoadedModel, fused: bool, wide: bool = False) -> Policy:

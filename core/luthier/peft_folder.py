@@ -7,19 +7,21 @@ from abc import abstractmethod
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import PreTrainedModel
 
 from luthier.adapter import Adapter
 from luthier.catalogue import Registered, catalogue
 from luthier.errors import ConfigError, ModelError, PluginError, unknown
 from luthier.folder import written_whole
 from luthier.score_head import TASKS, head_name, head_of, load_head
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 CONFIG, WEIGHTS, PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
 HEADS = ("score", "classifier")
@@ -226,8 +228,7 @@ def _beside(model: nn.Module) -> tuple[str, dict[str, torch.Tensor]]:
     head = head_of(model)
     if head is None or head.kind not in TASKS:
         return "CAUSAL_LM", {}
-    assert isinstance(model, PreTrainedModel)
-    name = head_name(model, head.kind)
+    name = head_name(cast("PreTrainedModel", model), head.kind)
     return TASKS[head.kind], {f"{name}.{key}": tensor for key, tensor in head.state_dict().items()}
 
 
@@ -238,8 +239,7 @@ def _head(
     kind = next((kind for kind, task in TASKS.items() if config.get("task_type") == task), None)
     if kind is None:
         return None
-    assert isinstance(model, PreTrainedModel)
-    name = head_name(model, kind)
+    name = head_name(cast("PreTrainedModel", model), kind)
     # PEFT lists every name that a head may have.
     config["modules_to_save"] = [one for one in config.get("modules_to_save") or () if one not in HEADS]
     mine = [key for key in tensors if key.startswith(f"{name}.")]

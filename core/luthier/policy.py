@@ -1,14 +1,15 @@
 """The policy: a causal language model as objectives see it."""
 
+from __future__ import annotations
+
 import contextlib
 import itertools
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import PreTrainedModel
 
 from luthier.attention import use_native
 from luthier.errors import LuthierError, ModelError
@@ -17,6 +18,9 @@ from luthier.head import Head
 from luthier.references import References
 from luthier.score_head import ScoreHead, head_of
 from luthier.tree import Branch, Pack, Tree
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 log = logging.getLogger("luthier")
 
@@ -47,7 +51,7 @@ class Logprobs:
             return self.values
         return torch.stack([part.sum() for part in torch.split(self.values, list(self.lengths))])
 
-    def children(self, of: Sequence[int]) -> "Logprobs":
+    def children(self, of: Sequence[int]) -> Logprobs:
         """Return those of the children numbered `of` alone, in that order."""
         parts = torch.split(self.values, list(self.lengths))
         offsets = itertools.accumulate((self.lengths[child] for child in of), initial=0)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub.utils import logging as hub_logging
-from transformers.utils import logging
 
 from luthier.errors import LuthierError, ModelError
 
@@ -15,6 +14,8 @@ from luthier.errors import LuthierError, ModelError
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Silence transformers' progress bars and chatter for the duration of the block."""
+    from transformers.utils import logging
+
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     hub_verbosity = hub_logging.get_verbosity()
     logging.set_verbosity_error()

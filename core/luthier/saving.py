@@ -1,12 +1,13 @@
 """Saving a whole model in transformers' layout, and reading it back to be sure."""
 
+from __future__ import annotations
+
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 
 from luthier.errors import ModelError
 from luthier.folder import written_whole
@@ -14,6 +15,9 @@ from luthier.fused import unfused
 from luthier.pretrained import from_pretrained, quiet
 from luthier.score_head import as_classifier, without_value
 from luthier.tokenizer import verify_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 _PROBE_LENGTH = 16
 
@@ -34,6 +38,8 @@ def save_model(
     Raises:
         ModelError: The model is none of transformers', or what was read back differs.
     """
+    from transformers import PreTrainedModel
+
     if not isinstance(model, PreTrainedModel):
         raise ModelError(f"only transformers models can be saved in their layout, not {type(model).__name__}")
     dtype = dtype or model.dtype

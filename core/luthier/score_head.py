@@ -11,28 +11,23 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import (
-    AutoModelForSequenceClassification,
-    AutoModelForTokenClassification,
-    PreTrainedModel,
-)
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
 from luthier.errors import ModelError
 from luthier.pretrained import quiet
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 NAME = "score_head"
 """What the module is called on the model."""
-CLASSES = {"sequence": AutoModelForSequenceClassification, "token": AutoModelForTokenClassification}
-"""What loads a model with a head of a kind; a ``value`` head is part of no result."""
 TASKS = {"sequence": "SEQ_CLS", "token": "TOKEN_CLS"}
-"""PEFT's names of the same."""
+"""PEFT's names of heads that are saved; a ``value`` head is part of no result."""
 ENDINGS = {"sequence": "ForSequenceClassification", "token": "ForTokenClassification"}
 """How the classes of a saved config end."""
 
@@ -94,6 +89,13 @@ def head_of(model: nn.Module) -> ScoreHead | None:
     return head if isinstance(head, ScoreHead) else None
 
 
+def class_of(kind: str) -> Any:
+    """Return transformers' class that loads a model with a head of `kind`, ``sequence`` or ``token``."""
+    from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
+
+    return AutoModelForTokenClassification if kind == "token" else AutoModelForSequenceClassification
+
+
 def saved_kind(architectures: Any) -> str | None:
     """Return the kind of head that a checkpoint of these ``architectures`` has; None for none."""
     first = str((architectures or [""])[0])
@@ -119,7 +121,7 @@ def as_classifier(model: PreTrainedModel) -> PreTrainedModel:
         ModelError: transformers has no such class for it.
     """
     head = head_of(model)
-    if head is None or head.kind not in CLASSES:
+    if head is None or head.kind not in TASKS:
         return model
     shell = _shell(_config_of(model), head.kind)
     setattr(shell, shell.base_model_prefix, model.base_model)
@@ -131,7 +133,7 @@ def as_classifier(model: PreTrainedModel) -> PreTrainedModel:
 def without_value(model: nn.Module) -> Iterator[None]:
     """Leave a value function off `model` for the block: it is part of no result."""
     head = head_of(model)
-    apart = head is not None and head.kind not in CLASSES
+    apart = head is not None and head.kind not in TASKS
     if apart:
         del model._modules[NAME]
     try:
@@ -157,7 +159,7 @@ def _config_of(model: PreTrainedModel) -> Any:
 def _shell(config: Any, kind: str) -> PreTrainedModel:
     try:
         with quiet(), torch.device("meta"):
-            shell: PreTrainedModel = CLASSES[kind].from_config(config, trust_remote_code=False)
+            shell: PreTrainedModel = class_of(kind).from_config(config, trust_remote_code=False)
     except ValueError as error:
         raise ModelError(
             f"transformers has no class of '{config.model_type}' {ENDINGS[kind]}: nobody could load its head"
@@ -183,6 +185,8 @@ def stored_head(base: str, revision: str | None, name: str) -> dict[str, Tensor]
 
 
 def _files(base: str, revision: str | None, name: str) -> list[Path]:
+    from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
+
     options: dict[str, Any] = {"revision": revision, "_raise_exceptions_for_missing_entries": False}
     index = cached_file(base, SAFE_WEIGHTS_INDEX_NAME, **options)
     if index is None:

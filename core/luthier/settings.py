@@ -6,7 +6,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from luthier.method import option
-from luthier.model import ModelConfig, ModelPlace
+from luthier.model_config import ModelConfig, ModelPlace
 
 
 @dataclass
@@ -225,6 +225,10 @@ class MergeConfig:
     missing: str = option(
         "refuse",
         "Tensors that not all models have: refuse, present (merge those there are), base (take the base's).",
+    )
+    check: str = option(
+        "read",
+        "Of the result: read (its bytes back), or load (by transformers, and run, where max_memory allows).",
     )
     max_memory: float = option(2.0, "GiB of memory that no file stands behind, the program's own included.")
     threads: int | None = option(None, "Tensors merged at a time; null: as many as torch uses threads.")

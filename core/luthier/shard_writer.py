@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,10 +77,15 @@ def _header(tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], group: M
 
 
 class ShardWriter:
-    """Writes a layout; may be called from several threads at once. Files that are there already are kept."""
+    """Writes a layout; may be called from several threads at once. Files that are there already are kept.
+
+    Attributes:
+        sums: (tensor, first byte, bytes) → CRC-32 of what was written there.
+    """
 
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
+        self.sums: dict[tuple[str, int, int], int] = {}
         self._open = {file: os.open(file, os.O_RDWR | os.O_CREAT, 0o644) for file in layout.headers}
         for file, descriptor in self._open.items():
             os.pwrite(descriptor, layout.headers[file], 0)
@@ -89,7 +95,9 @@ class ShardWriter:
         """Put `values` at the element `start` of the tensor `name`."""
         stored = self.layout.tensors[name]
         data = values.contiguous().view(-1).view(torch.uint8).numpy()
-        place, done = stored.offset + start * stored.dtype.itemsize, 0
+        first = start * stored.dtype.itemsize
+        self.sums[name, first, len(data)] = zlib.crc32(data.data)
+        place, done = stored.offset + first, 0
         while done < len(data):
             done += os.pwrite(self._open[stored.file], data.data[done:], place + done)
 

@@ -5,9 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
-from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
+from luthier.conv1d import is_conv1d
 from luthier.errors import ConfigError, nearest
 
 ALL_LINEAR = "all-linear"
@@ -28,7 +27,7 @@ def select(model: nn.Module, targets: Any) -> list[str]:
     Raises:
         ConfigError: A target matches no linear layer, or the head that is tied to the embedding.
     """
-    linears = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D)}
+    linears = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear) or is_conv1d(m)}
     if targets == ALL_LINEAR:
         head = _head(model)
         found = [name for name, m in linears.items() if m is not head and _last(name) not in _HEADS]
@@ -130,8 +129,12 @@ def _last(name: str) -> str:
 
 
 def _head(model: nn.Module) -> nn.Module | None:
+    from transformers import PreTrainedModel
+
     return model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
 
 
 def _tied(model: nn.Module) -> bool:
+    from transformers import PreTrainedModel
+
     return isinstance(model, PreTrainedModel) and bool(model.config.tie_word_embeddings)

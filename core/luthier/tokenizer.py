@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer
-
 from luthier import chat_templates as templates
 from luthier.errors import ModelError
 from luthier.pretrained import from_pretrained
@@ -27,6 +25,8 @@ def load_tokenizer(base: str, revision: str | None = None, chat_template: str | 
         ConfigError: There is no such template.
         ModelError: There is no tokenizer, or it has no end token.
     """
+    from transformers import AutoTokenizer
+
     tokenizer = from_pretrained(AutoTokenizer, base, revision=revision)
     if tokenizer.eos_token_id is None:
         raise ModelError(f"{base}: its tokenizer has no end token; set eos_token in tokenizer_config.json")
@@ -43,6 +43,8 @@ def verify_tokenizer(tokenizer: Any, folder: Path) -> None:
     Raises:
         ModelError: Ids, special tokens or chat template differ.
     """
+    from transformers import AutoTokenizer
+
     saved = from_pretrained(AutoTokenizer, str(folder))
     for what, before, after in (
         ("vocabulary", tokenizer.get_vocab(), saved.get_vocab()),

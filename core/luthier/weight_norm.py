@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from transformers.pytorch_utils import Conv1D
 
+from luthier.conv1d import is_conv1d
 from luthier.linear_adapter import linear_shape, weight_of
 from luthier.low_rank import compute_dtype
 from luthier.planned import planned_device
@@ -123,14 +123,14 @@ def without_bias(base: nn.Module) -> Iterator[None]:
 
 def _dense_weight(base: nn.Module) -> Tensor | None:
     """Return W (d_out, d_in) of a plain layer, None of one whose weight is stored in its own way."""
-    if isinstance(base, Conv1D):
+    if is_conv1d(base):
         return weight_of(base).T
     return weight_of(base) if type(base) is nn.Linear else None
 
 
 def _unbiased(base: nn.Module, x: Tensor) -> Tensor:
     """Return W x, by the layer's own forward where it has one without a bias."""
-    if isinstance(base, Conv1D):
+    if is_conv1d(base):
         return F.linear(x, weight_of(base).T)
     with without_bias(base):
         out: Tensor = base(x)

@@ -9,12 +9,15 @@ the decoder is given it, so that angles are exact as well. Attention takes its s
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 
 from luthier.fused import WIDE, is_fused
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 HALF = (torch.bfloat16, torch.float16)
 

@@ -11,13 +11,16 @@ import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torch import nn
-from transformers import PreTrainedModel
 
 from luthier.linear_adapter import adapted_layers, replace
 from luthier.peft_folder import load_adapter, readers
 from luthier.score_head import NAME, head_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)

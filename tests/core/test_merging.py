@@ -421,7 +421,7 @@ def test_an_interrupted_merge_goes_on(models, tmp_path, monkeypatch, method):
 def test_what_another_merge_left_is_begun_anew(models, tmp_path, monkeypatch):
     expected = digest(merged(models, tmp_path / "whole", "merger=soup").model_dir)
     with monkeypatch.context() as patch:
-        patch.setattr("luthier.merging.check_result", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr("luthier.merging.read_back", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             merged(models, tmp_path / "run", "merger=ties")
     report = merged(models, tmp_path / "run", "merger=soup", "resume=auto")
@@ -435,7 +435,7 @@ def test_a_result_that_transformers_would_not_find_whole_is_refused(models, tmp_
         del tensors[UP]
         save_file(tensors, tmp_path / "models" / label / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ModelError, match=f"{UP} is missing"):
-        merged(tmp_path / "models", tmp_path / "run", "merger=ties")
+        merged(tmp_path / "models", tmp_path / "run", "merger=ties", "check=load")
 
 
 def test_any_run_of_elements_is_read(models):

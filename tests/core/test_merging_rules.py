@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -175,7 +177,43 @@ def test_a_model_without_its_head_is_refused_before_anything_is_merged(copies, t
     given(copies, [*LABELS, "base"], lambda own: own.pop("lm_head.weight"))
     monkeypatch.setattr("luthier.merging.merge_all", lambda *_: pytest.fail("it was merged"))
     with pytest.raises(ModelError, match=r"base: lm_head\.weight is missing, which LlamaForCausalLM has"):
-        merged(copies, tmp_path / "run", "merger=ties")
+        merged(copies, tmp_path / "run", "merger=ties", "check=load")
+
+
+def test_a_file_that_changed_under_way_is_noticed(copies, tmp_path, monkeypatch):
+    def flips(work, *_):
+        file = work / "model.safetensors"
+        data = bytearray(file.read_bytes())
+        data[-5000] ^= 1
+        file.write_bytes(data)
+
+    monkeypatch.setattr("luthier.merging.write_index", flips)
+    with pytest.raises(ModelError, match=r"model\.safetensors: .* reads back differently"):
+        merged(copies, tmp_path / "run", "merger=soup")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_result_is_loaded_and_run_if_asked(copies, tmp_path, monkeypatch):
+    assert merged(copies, tmp_path / "sound", "merger=soup", "check=load").tensors
+    given(copies, LABELS, lambda own: own["model.norm.weight"].fill_(3e38))
+    with pytest.raises(ModelError, match="the merged model's logits are not finite"):
+        merged(copies, tmp_path / "run", "merger=soup", "check=load")
+
+
+def test_transformers_is_not_imported_for_a_plain_merge(models, tmp_path):
+    """Its import takes longer than merging a small model."""
+    paths = f"models=[{models / 'one'}, {models / 'two'}]"
+    program = (
+        "import sys, luthier\n"
+        "luthier.merge(luthier.compose('merge', sys.argv[1:]))\n"
+        "assert 'transformers' not in sys.modules"
+    )
+    arguments = [paths, "merger=ties", f"base={models / 'base'}", f"run_dir={tmp_path / 'run'}"]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert weights(tmp_path / "run" / "model")
 
 
 def test_a_refused_merge_leaves_nothing(copies, tmp_path):

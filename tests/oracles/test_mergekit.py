@@ -149,7 +149,7 @@ def with_our_masks(monkeypatch, root, labels, drop, seed, call):
     keys = ((seed, name, label) for name, label in product(weights(root / "base"), labels))
     with monkeypatch.context() as patch:
         patch.setattr(
-            torch, "bernoulli", lambda chance: kept_at_random(chance.shape, 1 - drop, next(keys), 0).float()
+            torch, "bernoulli", lambda chance: kept_at_random(chance.shape, 1 - drop, next(keys), 0)
         )
         found = call()
     assert next(keys, None) is None
@@ -181,7 +181,7 @@ def test_their_dare_scales_by_magnitudes_and_adds_up(models, tmp_path, monkeypat
     factors = {}
     for name, one in base.items():
         delta = weights(models / "one")[name] - one
-        kept = kept_at_random(one.shape, 1 - drop, (0, name, "one"), 0)
+        kept = kept_at_random(one.shape, 1 - drop, (0, name, "one"), 0).bool()
         factors[name] = (1 - drop) * delta.abs().sum() / delta[kept].abs().sum()
         found[name] = one + (found[name] - one) * factors[name]
     assert_same(found, expected, atol=2e-6)

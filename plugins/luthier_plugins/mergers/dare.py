@@ -69,13 +69,15 @@ class DARE(Merger):
         deltas = group.deltas()
         for label, delta in zip(group.labels, deltas, strict=True):
             kept = kept_at_random(delta.shape, 1 - self.drop, (self.seed, group.name, label), group.start)
-            delta.mul_(kept).div_(1 - self.drop)
+            delta.mul_(kept)
+        # Both ways of combining are linear: what was kept is scaled up last, and once.
+        scaling = self.scaling / (1 - self.drop)
         if self.then == "ties":
             mean = agreed_mean(deltas, weights_of(self.weights, group.labels))
-            return mean.mul_(self.scaling).add_(group.base)
+            return mean.mul_(scaling).add_(group.base)
         merged = group.base.clone()
         for delta, share in zip(deltas, shares_of(self.weights, group.labels), strict=True):
-            merged.add_(delta, alpha=self.scaling * share)
+            merged.add_(delta, alpha=scaling * share)
         return merged
 
 

@@ -1,0 +1,11 @@
+"""transformers' Conv1D, the linear layer of GPT-2 that keeps its weight as (d_in, d_out)."""
+
+import sys
+
+from torch import nn
+
+
+def is_conv1d(layer: nn.Module) -> bool:
+    """Whether `layer` is one; transformers, whose import takes a second, is not imported for the answer."""
+    known = sys.modules.get("transformers.pytorch_utils")  # no layer is one before it is there
+    return known is not None and isinstance(layer, known.Conv1D)
