@@ -423,7 +423,7 @@ def test_an_interrupted_conversion_leaves_nothing(gguf_file, monkeypatch):
     def stop(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(gguf, "save_model", stop)
+    monkeypatch.setattr("luthier.saving.save_model", stop)
     with pytest.raises(KeyboardInterrupt):
         gguf.gguf_folder(gguf_file)
     assert list((gguf.cache_folder() / "gguf").iterdir()) == []
