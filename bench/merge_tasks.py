@@ -100,7 +100,7 @@ def main() -> int:
     rows: dict[str, dict[str, float]] = {}
     with TemporaryDirectory() as place:
         work = Path(place)
-        rows["base"] = scores({"base": model}, work / "base", ["merger=soup"], options)
+        rows["base"] = scores({"untuned": model}, work / "base", ["merger=soup"], options)
         adapters = {task: tuned(model, task, work / task, options) for task in TASKS}
         for task, run in adapters.items():
             rows[f"tuned on {task}"] = scores({task: run}, work / f"alone-{task}", ["merger=soup"], options)
