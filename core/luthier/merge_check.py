@@ -12,7 +12,6 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from luthier.errors import ModelError
-from luthier.peak import anonymous_bytes
 from luthier.pretrained import from_pretrained
 from luthier.shard_writer import Layout
 from luthier.weight_files import Stored, open_checkpoint
@@ -63,19 +62,14 @@ def _same(tensor: torch.Tensor, place: Stored, parts: Sequence[Part]) -> bool:
 
 
 @torch.no_grad()
-def load_back(folder: Path, skeleton: PreTrainedModel, max_memory: float) -> None:
+def load_back(folder: Path, skeleton: PreTrainedModel) -> None:
     """Load the model in `folder` with transformers, compare its weights, and run a few tokens through it.
-
-    One that does not fit into `max_memory` GiB beside the program is not loaded.
 
     Raises:
         ModelError: A weight differs, or the logits are not finite.
     """
     written = open_checkpoint(folder)
     try:
-        size = sum(one.count * one.dtype.itemsize for one in written.tensors.values())
-        if anonymous_bytes() + 1.2 * size > max_memory * 2**30:
-            return
         model = from_pretrained(type(skeleton), str(folder), dtype="auto", use_safetensors=True).eval()
         state = model.state_dict()
         for name, stored in written.tensors.items():

@@ -176,8 +176,7 @@ def open_input(label: str, path: str) -> MergeInput:
         if source.adapter is None:
             return MergeInput(label, checkpoint, config)
         adapter = read_adapter(source.adapter, readers(), _modules(checkpoint))
-        adapter = _without_copies(source.adapter, adapter, checkpoint)
-        _check_finite(source.adapter, adapter)
+        adapter = _checked(source.adapter, adapter, checkpoint)
     except LuthierError as error:
         raise type(error)(f"{place_of(label)}: {error}") from error
     return MergeInput(label, checkpoint, config, adapter, source.adapter, frozenset(adapter.layers))
@@ -193,10 +192,12 @@ def _config(file: Path) -> dict[str, Any]:
     return found
 
 
-def _without_copies(folder: Path, adapter: SavedAdapter, base: Checkpoint) -> SavedAdapter:
+def _checked(folder: Path, adapter: SavedAdapter, base: Checkpoint) -> SavedAdapter:
     """Leave out the base's own weights, which PEFT saves beside adapters of embeddings and output heads."""
     kept = {}
     for name, tensor in adapter.tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise ModelError(f"{folder}: {name} is not finite; leave this model out, or train it again")
         if not name.endswith(COPY):
             kept[name] = tensor
         elif not torch.equal(tensor.view(-1), base.read(name.removesuffix(COPY) + WEIGHT).to(tensor.dtype)):
@@ -205,12 +206,6 @@ def _without_copies(folder: Path, adapter: SavedAdapter, base: Checkpoint) -> Sa
                 "on, and merge the result"
             )
     return replace(adapter, tensors=kept)
-
-
-def _check_finite(folder: Path, adapter: SavedAdapter) -> None:
-    for name, tensor in adapter.tensors.items():
-        if not torch.isfinite(tensor).all():
-            raise ModelError(f"{folder}: {name} is not finite; leave this model out, or train it again")
 
 
 def _modules(checkpoint: Checkpoint) -> set[str]:

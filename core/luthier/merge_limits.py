@@ -46,6 +46,17 @@ def room_for(
     return int((free - needed) / threads / (4 * (models + 1)))
 
 
+def check_loading(total: int, max_memory: float, in_use: float) -> None:
+    """Refuse to begin what `max_memory` GiB has no room to load at the end: `total` bytes of weights.
+
+    Raises:
+        ConfigError: It has not.
+    """
+    needed = (in_use + 1.2 * total) / 2**30
+    if needed > max_memory:
+        raise ConfigError(f"check=load takes max_memory={needed + 0.005:.2f}, not {max_memory:g} GiB")
+
+
 def check_disk(folder: Path, total: int) -> None:
     """Refuse to begin what the disk has no room for; what lies in `folder` is written over.
 

@@ -20,7 +20,7 @@ from luthier.merge_check import load_back, read_back
 from luthier.merge_greedy import greedily
 from luthier.merge_inputs import MergeInput
 from luthier.merge_journal import Journal, digest_of
-from luthier.merge_limits import check_disk, room_for
+from luthier.merge_limits import check_disk, check_loading, room_for
 from luthier.merge_options import check_options, open_models
 from luthier.merge_plan import MergePlan, plan_merge
 from luthier.merge_pool import merge_all
@@ -125,7 +125,7 @@ def merge_models(
         dtypes = {job.dtype for job in plan.jobs if job.dtype.is_floating_point}
         write_companions(work, inputs, base, report, digest, dtypes.pop() if len(dtypes) == 1 else None)
         if config.check == "load" and plan.skeleton is not None:
-            load_back(work, plan.skeleton, config.max_memory)
+            load_back(work, plan.skeleton)
     except ModelError:
         shutil.rmtree(work, ignore_errors=True)  # going on would end here again
         raise
@@ -141,6 +141,8 @@ def _written(
     work = layout.folder
     threads = config.threads or min(torch.get_num_threads(), max(len(plan.jobs), 1))
     keep = room_for(plan.jobs, merger, config.max_memory, threads, anonymous_bytes())
+    if config.check == "load":
+        check_loading(layout.total, config.max_memory, anonymous_bytes())
     check_disk(work, layout.total)
     journal = Journal(work, digest)
     left = [job for job in plan.jobs if job.name not in journal.done]

@@ -228,7 +228,7 @@ class MergeConfig:
     )
     check: str = option(
         "read",
-        "Of the result: read (its bytes back), or load (by transformers, and run, where max_memory allows).",
+        "Of the result: read (its bytes back), or load (by transformers, and run; it must fit max_memory).",
     )
     max_memory: float = option(2.0, "GiB of memory that no file stands behind, the program's own included.")
     threads: int | None = option(None, "Tensors merged at a time; null: as many as torch uses threads.")

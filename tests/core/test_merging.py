@@ -32,14 +32,17 @@ def tuned(folder, base, seed, dtype=torch.float32, **save):
     return folder
 
 
-@pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    """A base and three models tuned from it."""
-    root = tmp_path_factory.mktemp("models")
+def base_and_tuned(root):
+    """Save a base and three models tuned from it."""
     save_tiny(root / "base", hidden_size=64, intermediate_size=96)
     for seed, label in enumerate(LABELS, 1):
         tuned(root / label, root / "base", seed)
     return root
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    return base_and_tuned(tmp_path_factory.mktemp("models"))
 
 
 def merged(root, run_dir, *more, labels=LABELS, base=True):

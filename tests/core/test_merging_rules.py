@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_merging import LABELS, UP, digest, elected, merged, tuned, weights
+from test_merging import LABELS, UP, base_and_tuned, digest, elected, merged, tuned, weights
 from test_merging_adapters import adapter, whole
 from transformers import AutoModelForSequenceClassification
 
@@ -24,9 +24,7 @@ DOWN = "model.layers.0.mlp.down_proj.weight"
 def models(tmp_path_factory):
     """A base, three models tuned from it, and an adapter of it."""
     root = tmp_path_factory.mktemp("models")
-    save_tiny(root / "base", hidden_size=64, intermediate_size=96)
-    for seed, label in enumerate(LABELS, 1):
-        tuned(root / label, root / "base", seed)
+    base_and_tuned(root)
     for seed, label in enumerate("abc", 1):
         adapter(root / label, root / "base", seed)
     return root
@@ -198,6 +196,13 @@ def test_the_result_is_loaded_and_run_if_asked(copies, tmp_path, monkeypatch):
     given(copies, LABELS, lambda own: own["model.norm.weight"].fill_(3e38))
     with pytest.raises(ModelError, match="the merged model's logits are not finite"):
         merged(copies, tmp_path / "run", "merger=soup", "check=load")
+
+
+def test_a_result_that_could_not_be_loaded_is_refused_beforehand(models, tmp_path, monkeypatch):
+    monkeypatch.setattr("luthier.merging.room_for", lambda *_: 2000)
+    monkeypatch.setattr("luthier.merging.merge_all", lambda *_: pytest.fail("it was merged"))
+    with pytest.raises(ConfigError, match=r"check=load takes max_memory=\d+\.\d+, not 0\.05 GiB"):
+        merged(models, tmp_path / "run", "merger=soup", "check=load", "max_memory=0.05")
 
 
 def test_transformers_is_not_imported_for_a_plain_merge(models, tmp_path):
