@@ -34,7 +34,9 @@ class Outcome:
 
 def environment(threads: int) -> dict[str, str]:
     """Return a child's environment: offline, quiet, and a fixed number of threads."""
-    return {**os.environ, **QUIET, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    # Modules are compiled once, as where people work.
+    own = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
+    return {**own, **QUIET, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
 
 
 def ask(module: str, job: Job) -> dict[str, Any]:

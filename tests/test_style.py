@@ -69,8 +69,8 @@ def test_core_is_small():
     # combinations, presets and Adam's groups 130. Since then: preference (pairs, labels, their rows and
     # findings, references, pooling, combined objectives) 850; sampling and generation 200; screen, adapters
     # that go on, wide residuals 200; score heads, judges, rollouts, best-of-N and stages 1,900; merging
-    # (files, plans, selection, adapters, reports) 1,900. The kit is no part of it: see KIT.
-    assert sum(code_lines(path) for path in (ROOT / "core").rglob("*.py") if path not in KIT) <= 13_200
+    # (files, plans, selection, adapters, hashes, reports) 2,000. The kit is no part of it: see KIT.
+    assert sum(code_lines(path) for path in (ROOT / "core").rglob("*.py") if path not in KIT) <= 13_300
 
 
 def test_the_kit_is_imported_by_tests_only():

@@ -117,6 +117,16 @@ def _plugins(arguments: list[str]) -> int:
 
 
 def _hydra(verb: str, overrides: list[str]) -> int:
+    if verb != "merge" or {"-m", "--multirun", "-h", "--help"} & set(overrides):
+        return _composed(verb, overrides)
+    from luthier.merge_hashes import hashing, named_files
+
+    # Importing torch leaves all cores but one idle.
+    with hashing(named_files(overrides)):
+        return _composed(verb, overrides)
+
+
+def _composed(verb: str, overrides: list[str]) -> int:
     quieten()
     # Importing torch takes a second or two, so the verbs that need it import it here. Nothing of it is
     # garbage, and looking for some would take another one.

@@ -1,7 +1,8 @@
 """Finding plugins by entry-point metadata alone: nothing of a plugin is imported here."""
 
+import functools
 import os
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points, version
 
@@ -53,11 +54,8 @@ def plugins() -> list[Plugin]:
     """
     allowed, blocked = _names("LUTHIER_PLUGINS"), _names("LUTHIER_BLOCKED") or set()
     found = []
-    for entry in entry_points(group=GROUP):
-        if entry.dist is None or not entry.dist.metadata["Name"]:  # what a half-finished uninstall leaves
-            continue
-        plugin = Plugin(entry, entry.dist.name, entry.dist.version, tuple(entry.dist.requires or ()))
-        name = canonicalize_name(plugin.distribution)
+    for plugin in _installed():
+        name, entry = canonicalize_name(plugin.distribution), plugin.entry
         if name in blocked or canonicalize_name(entry.name) in blocked:
             continue
         if allowed is None or name == CORE or name in allowed:
@@ -67,7 +65,22 @@ def plugins() -> list[Plugin]:
     )
 
 
-def unmet_core_requirement(requires: Iterable[str]) -> str | None:
+def _installed() -> Iterator[Plugin]:
+    """Yield the plugins of every distribution, whose metadata is parsed anew each time it is looked at."""
+    facts: dict[int, tuple[str, str, tuple[str, ...]] | None] = {}
+    for entry in entry_points(group=GROUP):
+        if (dist := entry.dist) is None:
+            continue
+        if id(dist) not in facts:
+            # What a half-finished uninstall leaves has no name.
+            whole = bool(dist.metadata["Name"])
+            facts[id(dist)] = (dist.name, dist.version, tuple(dist.requires or ())) if whole else None
+        if (own := facts[id(dist)]) is not None:
+            yield Plugin(entry, *own)
+
+
+@functools.cache
+def unmet_core_requirement(requires: tuple[str, ...]) -> str | None:
     """Return the requirement on Luthier that the running version does not meet, if there is one.
 
     pip checks it at installation; an editable or ``--no-deps`` installation can still break it.

@@ -32,7 +32,7 @@ def kept_at_random(shape: torch.Size, share: float, key: tuple[object, ...], sta
     # A draw of 64 bits serves two elements.
     stream.advance(start // 2)
     odd = start % 2
-    draws = stream.random_raw((odd + count + 1) // 2).astype("<i8", copy=False).view("<i4")[odd : odd + count]
+    draws = stream.random_raw((odd + count + 1) // 2).astype("<u8", copy=False).view("<i4")[odd : odd + count]
     kept = torch.from_numpy(draws)
     # Whole numbers until the end: a comparison that yields truth values is several times slower.
     torch.lt(kept, below, out=kept).mul_(_ONE)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
 from huggingface_hub.repocard_data import ModelCardData
 
-from luthier.folder import sha256_of
+from luthier.merge_hashes import hashes_of
 from luthier.merge_inputs import MergeInput
 from luthier.merge_report import REPORT, MergeReport
 from luthier.merge_tokenizer import copy_tokenizer
@@ -52,20 +51,13 @@ def write_companions(
 
 def write_report(folder: Path, models: Sequence[MergeInput], report: MergeReport, digest: str) -> None:
     """Write ``merge.json`` and the model card."""
-    hashes = hashes_of(models)
+    files = {one.label: one.weight_files for one in models}
+    known = hashes_of(sorted({file for own in files.values() for file in own}), torch.get_num_threads())
+    hashes = {label: {file.name: known[file] for file in own} for label, own in files.items()}
     write_json(
         folder / REPORT, {**as_json(report), "merge": digest, "hashes": hashes, "versions": versions()}
     )
     write_card(folder, report, hashes)
-
-
-def hashes_of(models: Sequence[MergeInput]) -> dict[str, dict[str, str]]:
-    """Return for every model the SHA-256 of its files of weights; a file that several share is read once."""
-    files = {one.label: one.weight_files for one in models}
-    every = sorted({file for own in files.values() for file in own})
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        known = dict(zip(every, pool.map(sha256_of, every), strict=True))
-    return {label: {file.name: known[file] for file in own} for label, own in files.items()}
 
 
 def write_card(folder: Path, report: MergeReport, hashes: dict[str, dict[str, str]]) -> None:

@@ -18,6 +18,7 @@ from luthier.merge_adapters import merge_into_adapter
 from luthier.merge_card import write_companions
 from luthier.merge_check import load_back, read_back
 from luthier.merge_greedy import greedily
+from luthier.merge_hashes import hashing
 from luthier.merge_inputs import MergeInput
 from luthier.merge_journal import Journal, digest_of
 from luthier.merge_limits import check_disk, check_loading, room_for
@@ -67,12 +68,14 @@ def merge(config: DictConfig) -> MergeReport:
 
 @contextlib.contextmanager
 def _opened(config: DictConfig, merger: Merger) -> Iterator[tuple[list[MergeInput], MergeInput | None]]:
-    """Open the models for the block."""
+    """Open the models for the block, and begin to hash them."""
     inputs, base = open_models(config, merger)
+    models = (*inputs, *([base] if base else []))
     try:
-        yield inputs, base
+        with hashing([file for one in models for file in one.weight_files]):
+            yield inputs, base
     finally:
-        for one in (*inputs, *([base] if base else [])):
+        for one in models:
             one.checkpoint.close()
 
 
