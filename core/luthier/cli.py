@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
 import logging
 import os
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -117,25 +120,16 @@ def _plugins(arguments: list[str]) -> int:
 
 
 def _hydra(verb: str, overrides: list[str]) -> int:
-    if verb != "merge" or {"-m", "--multirun", "-h", "--help"} & set(overrides):
-        return _composed(verb, overrides)
-    from luthier.merge_hashes import hashing, named_files
-
-    # Importing torch leaves all cores but one idle.
-    with hashing(named_files(overrides)):
-        return _composed(verb, overrides)
-
-
-def _composed(verb: str, overrides: list[str]) -> int:
     quieten()
     # Importing torch takes a second or two, so the verbs that need it import it here. Nothing of it is
     # garbage, and looking for some would take another one.
     gc.disable()
-    from luthier import config
-    from luthier.launch import launch
-    from luthier.usage import show_usage
+    with _interrupted_afterwards():
+        from luthier import config
+        from luthier.launch import launch
+        from luthier.usage import show_usage
 
-    config.prepare()
+        config.prepare()
     gc.freeze()
     gc.enable()
     if "-h" in overrides or "--help" in overrides:
@@ -143,6 +137,23 @@ def _composed(verb: str, overrides: list[str]) -> int:
     if {"-m", "--multirun"} & set(overrides) and verb in ONE_AT_A_TIME:
         raise LuthierError(f"{verb} {ONE_AT_A_TIME[verb]}; leave out -m and give one value each")
     return launch(verb, overrides)
+
+
+@contextlib.contextmanager
+def _interrupted_afterwards() -> Iterator[None]:
+    """Hold Ctrl-C back while modules are imported, as some swallow it, and the program would go on."""
+    theirs = signal.getsignal(signal.SIGINT) is not signal.default_int_handler
+    if theirs or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    pressed = threading.Event()
+    signal.signal(signal.SIGINT, lambda *_: pressed.set())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if pressed.is_set():
+        raise KeyboardInterrupt
 
 
 def run_job(verb: str, plain: dict[str, Any]) -> None:

@@ -42,7 +42,10 @@ def launch(verb: str, overrides: list[str]) -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     jobs = _Jobs(verb)
     entry = hydra.main(version_base=config.VERSION_BASE, config_path=config.CONFIG_PATH, config_name=verb)
-    before, sys.argv = sys.argv, [f"luthier {verb}", *config.opened(overrides)]
+    # Hydra's parser takes no flag between overrides.
+    flags = [one for one in overrides if one in ("-m", "--multirun")]
+    rest = config.opened([one for one in overrides if one not in flags])
+    before, sys.argv = sys.argv, [f"luthier {verb}", *flags, *rest]
     try:
         with _told():
             entry(jobs)()
@@ -116,7 +119,8 @@ class _Jobs:
             config.validate(self.verb, composed)
             if "run_dir" in composed:
                 composed.run_dir = str(folder)
-            getattr(luthier, self.verb)(composed)
+            with _told():
+                getattr(luthier, self.verb)(composed)
         except LuthierError as error:
             self.error = error
 

@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 from huggingface_hub.repocard_data import ModelCardData
 
-from luthier.merge_hashes import hashes_of
 from luthier.merge_inputs import MergeInput
 from luthier.merge_report import REPORT, MergeReport
 from luthier.merge_tokenizer import copy_tokenizer
@@ -51,9 +50,7 @@ def write_companions(
 
 def write_report(folder: Path, models: Sequence[MergeInput], report: MergeReport, digest: str) -> None:
     """Write ``merge.json`` and the model card."""
-    files = {one.label: one.weight_files for one in models}
-    known = hashes_of(sorted({file for own in files.values() for file in own}), torch.get_num_threads())
-    hashes = {label: {file.name: known[file] for file in own} for label, own in files.items()}
+    hashes = {one.label: one.hashes.result() for one in models}
     write_json(
         folder / REPORT, {**as_json(report), "merge": digest, "hashes": hashes, "versions": versions()}
     )

@@ -1,82 +1,86 @@
-"""SHA-256 of the models of a merge, worked out in the background from the moment that they are named."""
+"""SHA-256 of the files that are merged, worked out beside the merge."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from pathlib import Path
 
-_BLOCK = 1 << 24
-"""Bytes hashed at a time: many, as Python's lock must be waited for after each."""
-_Key = tuple[Path, int, int]
-_begun: dict[_Key, Future[str]] = {}
+from luthier.errors import ModelError
+
+_BLOCK = 1 << 20
+"""Bytes hashed at a time: few enough to stay in a core's cache."""
+_Identity = tuple[int, int]
+
+
+class FileHashes:
+    """SHA-256 of files as they were when this was made, whatever takes their place afterwards.
+
+    Args:
+        files: Files of weights; they stay open until `close`.
+    """
+
+    def __init__(self, files: Iterable[Path] = ()) -> None:
+        self._open = {file: os.open(file, os.O_RDONLY) for file in files}
+        self._before = {file: os.fstat(descriptor) for file, descriptor in self._open.items()}
+        self._begun: dict[Path, Future[str]] = {}
+
+    def begin(
+        self, pool: ThreadPoolExecutor, known: dict[_Identity, Future[str]], stopped: threading.Event
+    ) -> None:
+        """Let `pool` hash every file that is not `known`, until `stopped`."""
+        for file, there in self._before.items():
+            identity = there.st_dev, there.st_ino
+            if identity not in known:
+                known[identity] = pool.submit(_digest, self._open[file], stopped)
+            self._begun[file] = known[identity]
+
+    def result(self) -> dict[str, str]:
+        """Return the digests in hexadecimal digits by the files' names, waiting for them.
+
+        Raises:
+            ModelError: A file was written to since this was made.
+        """
+        found = {file.name: begun.result() for file, begun in self._begun.items()}
+        for file, before in self._before.items():
+            after = os.fstat(self._open[file])
+            if (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
+                raise ModelError(f"{file} was written to while it was merged; merge again")
+        return found
+
+    def close(self) -> None:
+        """Close the files."""
+        for descriptor in self._open.values():
+            os.close(descriptor)
+        self._open = {}
 
 
 @contextlib.contextmanager
-def hashing(files: Iterable[Path]) -> Iterator[None]:
-    """Hash `files` beside the block, one after the other; what is not done at its end is given up."""
+def hashing(models: Sequence[FileHashes]) -> Iterator[None]:
+    """Hash all files beside the block, each once; what is not done when it ends is stopped."""
     stopped = threading.Event()
     with ThreadPoolExecutor(1) as pool:
-        own: dict[_Key, Future[str]] = {}
-        for file in files:
-            if (key := _key(file)) not in _begun:
-                own[key] = _begun[key] = pool.submit(_digest, file, stopped)
         try:
+            known: dict[_Identity, Future[str]] = {}
+            for one in models:
+                one.begin(pool, known, stopped)
             yield
         finally:
             stopped.set()
-            pool.shutdown(wait=False, cancel_futures=True)
-            for key in own:
-                del _begun[key]
+            pool.shutdown(cancel_futures=True)
+            for one in models:
+                one.close()
 
 
-def hashes_of(files: Sequence[Path], threads: int) -> dict[Path, str]:
-    """Return the digest of every one of `files` in hexadecimal digits, waiting for those that are begun."""
-    with ThreadPoolExecutor(threads) as pool:
-        return dict(zip(files, pool.map(_hash, files), strict=True))
-
-
-def named_files(overrides: Sequence[str]) -> list[Path]:
-    """Return the weights in the folders that a command line gives as ``models`` and ``base``.
-
-    A guess, made before anything of it is checked: what looks wrong is left out, and refused later.
-    """
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
-    named: list[str] = []
-    with contextlib.suppress(HydraException):
-        for one in OverridesParser.create().parse_overrides(list(overrides)):
-            if one.key_or_group in ("models", "base"):
-                named += _places(one.value())
-    folders = [folder for place in named for folder in (Path(place), Path(place, "model"))]
-    return [file for folder in folders for file in sorted(folder.glob("model*.safetensors"))]
-
-
-def _places(given: object) -> list[str]:
-    if isinstance(given, Mapping):
-        given = list(given.values())
-    return [str(one) for one in given] if isinstance(given, list) else [str(given)]
-
-
-def _hash(file: Path) -> str:
-    begun = _begun.get(_key(file))
-    return _digest(file, threading.Event()) if begun is None or begun.cancel() else begun.result()
-
-
-def _key(file: Path) -> _Key:
-    there = file.stat()
-    return file.resolve(), there.st_size, there.st_mtime_ns
-
-
-def _digest(file: Path, stopped: threading.Event) -> str:
-    digest, block = hashlib.sha256(), bytearray(_BLOCK)
-    with file.open("rb", buffering=0) as stream:
-        while count := stream.readinto(block):
-            if stopped.is_set():
-                raise CancelledError
-            digest.update(memoryview(block)[:count])
+def _digest(descriptor: int, stopped: threading.Event) -> str:
+    digest, block, place = hashlib.sha256(), bytearray(_BLOCK), 0
+    while count := os.preadv(descriptor, [block], place):
+        if stopped.is_set():
+            raise CancelledError
+        digest.update(memoryview(block)[:count])
+        place += count
     return digest.hexdigest()

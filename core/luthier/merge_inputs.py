@@ -14,6 +14,7 @@ from torch import nn
 
 from luthier.errors import ConfigError, LuthierError, ModelError
 from luthier.linear_adapter import AdaptedLinear, adapted_layers
+from luthier.merge_hashes import FileHashes
 from luthier.model_source import find_source
 from luthier.peft_folder import WEIGHTS, SavedAdapter, read_adapter, readers
 from luthier.weight_files import Checkpoint, Stored, open_checkpoint
@@ -35,6 +36,8 @@ class MergeInput:
         config: Its ``config.json``.
         adapter: What lies on it.
         adapter_folder: Where that comes from.
+        layers: The layers that it changes.
+        hashes: Of the files of its weights.
     """
 
     label: str
@@ -43,6 +46,7 @@ class MergeInput:
     adapter: SavedAdapter | None = None
     adapter_folder: Path | None = None
     layers: frozenset[str] = field(default=frozenset())
+    hashes: FileHashes = field(default_factory=FileHashes)
 
     @property
     def place(self) -> str:
@@ -174,12 +178,17 @@ def open_input(label: str, path: str) -> MergeInput:
         if config.get("quantization_config"):
             raise ModelError(f"{checkpoint.folder} is quantised; merge its original in full precision")
         if source.adapter is None:
-            return MergeInput(label, checkpoint, config)
+            return MergeInput(label, checkpoint, config, hashes=FileHashes(checkpoint.files))
+        hashes = FileHashes([*checkpoint.files, source.adapter / WEIGHTS])
         adapter = read_adapter(source.adapter, readers(), _modules(checkpoint))
         adapter = _checked(source.adapter, adapter, checkpoint)
     except LuthierError as error:
         raise type(error)(f"{place_of(label)}: {error}") from error
-    return MergeInput(label, checkpoint, config, adapter, source.adapter, frozenset(adapter.layers))
+    layers = frozenset(adapter.layers)
+    found = MergeInput(label, checkpoint, config, adapter, source.adapter, layers, hashes)
+    # What attaching imports shall be in memory before anyone looks how much of that is free.
+    found.layer(min((name + WEIGHT for name in layers), key=lambda name: found.tensors[name].count))
+    return found
 
 
 def _config(file: Path) -> dict[str, Any]:

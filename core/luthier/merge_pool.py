@@ -27,10 +27,8 @@ _RECORD_EVERY = 1.0
 """Seconds between two moments at which what is done is made safe."""
 _AHEAD = 32
 """Tensors that wait for a thread: as many as small ones take no longer than making others safe."""
-
-
 _LARGE = 31 << 20
-"""Bytes, never touched: the largest block that glibc takes for a measure (mallopt(3), M_MMAP_THRESHOLD)."""
+"""Bytes, never touched: glibc keeps twice the largest block that was freed, up to 32 MiB (mallopt(3))."""
 
 
 def merge_all(
@@ -55,6 +53,7 @@ def merge_all(
         ModelError: An input has numbers that are not finite, or is cut off.
     """
     left = [job for job in jobs if job.name not in journal.done]
+    _keep_freed_memory()
     with _one_thread_each(), _progress() as bar:
         surveyed = None
         if merger.surveys == "model" and left:
@@ -119,7 +118,6 @@ def _one_thread_each() -> Iterator[None]:
     """Let torch use one thread an operation: the tensors are what runs side by side."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    _keep_freed_memory()
     try:
         yield
     finally:
@@ -127,9 +125,9 @@ def _one_thread_each() -> Iterator[None]:
 
 
 def _keep_freed_memory() -> None:
-    """Let glibc keep a few runs of elements for the next ones: giving them back and asking anew takes longer.
+    """Let glibc keep what is freed for what comes next: giving every run back and asking anew takes longer.
 
-    It gives back what is free beyond twice the largest block that was freed. Elsewhere without effect.
+    For the rest of the program it then holds up to 62 MiB of what was freed. Elsewhere without effect.
     """
     torch.empty(_LARGE, dtype=torch.uint8)
 

@@ -72,7 +72,7 @@ def _opened(config: DictConfig, merger: Merger) -> Iterator[tuple[list[MergeInpu
     inputs, base = open_models(config, merger)
     models = (*inputs, *([base] if base else []))
     try:
-        with hashing([file for one in models for file in one.weight_files]):
+        with hashing([one.hashes for one in models]):
             yield inputs, base
     finally:
         for one in models:

@@ -1,14 +1,16 @@
 """The command line as a person uses it: real processes, exit status, one line for a mistake."""
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 
 import pytest
 
 from helpers import save_tiny, write_rows
-from luthier.cli import dispatch, report
+from luthier.cli import _interrupted_afterwards, dispatch, report
 from luthier.errors import LuthierError
 
 
@@ -50,8 +52,8 @@ def test_a_failed_job_does_not_stop_the_others_and_shows_in_the_table(folder):
     done = luthier(
         folder,
         "train",
-        "-m",
         *TINY,
+        "-m",
         "max_steps=1",
         "data.path=nowhere.jsonl,rows.jsonl",
         "hydra.sweep.dir=half",
@@ -97,6 +99,7 @@ def test_a_result_is_evaluated_by_its_folder(folder):
         (["train", *TINY, "batch_size=[", "max_steps=1"], "batch_size=["),
         (["train", *TINY, "batch_size=0"], "batch_size=0 must be positive"),
         (["train", *TINY, "run_dir=rows.jsonl/x"], "rows.jsonl/x: Not a directory"),
+        (["train", *TINY, f"model.path={'a' * 300}"], "File name too long"),
     ],
 )
 def test_a_mistake_is_one_line_and_status_2(folder, arguments, told):
@@ -105,6 +108,16 @@ def test_a_mistake_is_one_line_and_status_2(folder, arguments, told):
     assert told in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_ctrl_c_while_modules_are_imported_counts_afterwards():
+    with (
+        pytest.raises(KeyboardInterrupt),
+        _interrupted_afterwards(),
+        contextlib.suppress(KeyboardInterrupt),  # as a module might
+    ):
+        signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_help_lists_groups_choices_and_options_with_their_defaults(folder, capsys):

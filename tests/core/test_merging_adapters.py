@@ -1,6 +1,8 @@
 """Adapters merged: on what they add to the weights, into a model or an adapter, of any rank and scale."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -193,3 +195,24 @@ def test_the_layers_nobody_adapts_are_the_bases(adapters, tmp_path):
     untouched = [name for name in base if not any(key in name for key in ("q_proj", "up_proj", "down_proj"))]
     assert untouched
     assert all(torch.equal(found[name], base[name]) for name in untouched)
+
+
+_COUNTED = """
+import sys
+import luthier
+from luthier import merging
+
+look, there = merging.room_for, []
+merging.room_for = lambda *given: there.extend(sys.modules) or look(*given)
+luthier.merge(luthier.compose("merge", sys.argv[1:]))
+print("transformers.modeling_utils" in there, len(sys.modules.keys() - set(there)))
+"""
+
+
+def test_what_merging_imports_is_in_memory_before_the_bound_is_looked_at(adapters, tmp_path):
+    words = [f"models=[{adapters / 'a'},{adapters / 'b'}]", "merger=soup", f"run_dir={tmp_path / 'run'}"]
+    done = subprocess.run(
+        [sys.executable, "-c", _COUNTED, *words], capture_output=True, text=True, check=True
+    )
+    loaded, fresh = done.stdout.split()[-2:]
+    assert (loaded, int(fresh)) == ("True", 0)
