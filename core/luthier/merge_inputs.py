@@ -179,15 +179,16 @@ def open_input(label: str, path: str) -> MergeInput:
             raise ModelError(f"{checkpoint.folder} is quantised; merge its original in full precision")
         if source.adapter is None:
             return MergeInput(label, checkpoint, config, hashes=FileHashes(checkpoint.files))
-        hashes = FileHashes([*checkpoint.files, source.adapter / WEIGHTS])
         adapter = read_adapter(source.adapter, readers(), _modules(checkpoint))
         adapter = _checked(source.adapter, adapter, checkpoint)
     except LuthierError as error:
         raise type(error)(f"{place_of(label)}: {error}") from error
     layers = frozenset(adapter.layers)
+    hashes = FileHashes([*checkpoint.files, source.adapter / WEIGHTS])
     found = MergeInput(label, checkpoint, config, adapter, source.adapter, layers, hashes)
-    # What attaching imports shall be in memory before anyone looks how much of that is free.
-    found.layer(min((name + WEIGHT for name in layers), key=lambda name: found.tensors[name].count))
+    if layers:
+        # What attaching imports shall be in memory before anyone looks how much of that is free.
+        found.layer(min((name + WEIGHT for name in layers), key=lambda name: found.tensors[name].count))
     return found
 
 
