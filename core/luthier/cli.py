@@ -141,13 +141,21 @@ def _hydra(verb: str, overrides: list[str]) -> int:
 
 @contextlib.contextmanager
 def _interrupted_afterwards() -> Iterator[None]:
-    """Hold Ctrl-C back while modules are imported, as some swallow it, and the program would go on."""
+    """Hold Ctrl-C back while modules are imported, as some swallow it and the program goes on.
+
+    Pressed once more, it counts at once.
+    """
     theirs = signal.getsignal(signal.SIGINT) is not signal.default_int_handler
     if theirs or threading.current_thread() is not threading.main_thread():
         yield
         return
     pressed = threading.Event()
-    signal.signal(signal.SIGINT, lambda *_: pressed.set())
+
+    def hold(*_: object) -> None:
+        pressed.set()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    signal.signal(signal.SIGINT, hold)
     try:
         yield
     finally:

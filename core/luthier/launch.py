@@ -109,7 +109,7 @@ class _Jobs:
         """Return, for every job, the overrides that not all jobs share, and its folder."""
         shared = set.intersection(*(set(overrides) for overrides, _ in self.folders))
         return [
-            (" ".join(one for one in overrides if one not in shared), folder)
+            (" ".join(one.lstrip("+") for one in overrides if one not in shared), folder)
             for overrides, folder in self.folders
         ]
 

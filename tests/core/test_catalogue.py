@@ -34,6 +34,15 @@ def test_a_strangers_method_is_found_with_its_distribution_and_version(strangers
     assert one.cls(lr=0.5).lr == 0.5
 
 
+def test_what_a_half_finished_uninstall_leaves_is_left_out(strangers):
+    strangers.install("gone", {"optimiser.gone": "gone_plugin"}, {})
+    (strangers.folder / "gone-0.2.dist-info" / "METADATA").unlink()
+    strangers.install("here", {"optimiser.here": "here_plugin"}, {"here_plugin.py": optimiser("here")})
+    found = {one.entry.name: one.distribution for one in plugins()}
+    assert "optimiser.gone" not in found
+    assert found["optimiser.here"] == "here"
+
+
 def test_one_broken_package_never_stops_the_others(strangers):
     # users.md row 42: one broken plugin killed the whole command line.
     strangers.install("bad", {"optimiser.bad": "bad_plugin"}, {"bad_plugin.py": "import nowhere_to_be_found"})

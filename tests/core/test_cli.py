@@ -6,12 +6,14 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from helpers import save_tiny, write_rows
 from luthier.cli import _interrupted_afterwards, dispatch, report
 from luthier.errors import LuthierError
+from luthier.launch import _Jobs
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +64,12 @@ def test_a_failed_job_does_not_stop_the_others_and_shows_in_the_table(folder):
     assert "nowhere.jsonl: there is no such file" in done.stderr
     assert (folder / "half" / "1" / "summary.json").exists()
     assert "failed" in done.stdout
+
+
+def test_jobs_are_told_apart_in_the_words_that_were_typed():
+    jobs = _Jobs("merge")
+    jobs.folders = [([f"++merger.weights.a={weight}", "merger=soup"], Path(str(weight))) for weight in (1, 2)]
+    assert [told for told, _ in jobs.told_apart()] == ["merger.weights.a=1", "merger.weights.a=2"]
 
 
 def test_a_run_prints_what_it_does_and_where_the_result_is(folder):
@@ -118,6 +126,19 @@ def test_ctrl_c_while_modules_are_imported_counts_afterwards():
     ):
         signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_ctrl_c_pressed_twice_counts_at_once():
+    went_on = []
+
+    def press_twice():
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        went_on.append(True)
+
+    with pytest.raises(KeyboardInterrupt), _interrupted_afterwards():
+        press_twice()
+    assert not went_on
 
 
 def test_help_lists_groups_choices_and_options_with_their_defaults(folder, capsys):
