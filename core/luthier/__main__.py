@@ -1,6 +1,6 @@
 """``python -m luthier``."""
 
-from luthier.cli import main
+from luthier.commands import main
 
 if __name__ == "__main__":
     main()

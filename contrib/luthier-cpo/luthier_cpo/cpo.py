@@ -7,7 +7,8 @@ from typing import ClassVar
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from luthier import ConfigError, PairedObjective, Register, Side, check_positive, hookimpl, option
+from luthier import ConfigError, Register, hookimpl, option
+from luthier_toolkits.preference import PairedObjective, Side, check_positive
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,10 @@ import math
 import pytest
 import torch
 
-from luthier import Codec, ConfigError, Pack, Policy, Row, Side
+from luthier import Codec, ConfigError, Pack, Policy, Row
 from luthier.testing import ObjectiveSuite, tiny_llama, tiny_tokenizer
 from luthier_cpo.cpo import CPO
+from luthier_toolkits.preference import Side
 
 
 class TestCPO(ObjectiveSuite):

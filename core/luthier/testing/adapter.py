@@ -12,10 +12,16 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from luthier.adapter import Adapter
+from luthier.adapters import (
+    AdaptedLinear,
+    PeftAdapter,
+    adapted_layers,
+    adapter_off,
+    fold,
+    weight_of,
+)
+from luthier.contracts import Adapter
 from luthier.errors import LuthierError
-from luthier.linear_adapter import AdaptedLinear, adapted_layers, adapter_off, fold, weight_of
-from luthier.peft_folder import PeftAdapter, load_adapter
 from luthier.testing.models import quantised, tiny_gpt2, tiny_llama
 from luthier.testing.suite import Suite, apart, seeded
 
@@ -122,7 +128,7 @@ class AdapterSuite(Suite):
         made.save(model, tmp_path / "saved", "some/base")
         if isinstance(made, PeftAdapter):
             back = MODELS[base]()
-            load_adapter(back, tmp_path / "saved", {made.peft_kind: type(made)}, trainable=True)
+            type(made).load(back, tmp_path / "saved", trainable=True)
             assert trained_parameters(back), "loaded to go on training, nothing requires a gradient"
         else:
             back = type(model).from_pretrained(tmp_path / "saved")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from itertools import islice
 from typing import ClassVar
 
-from luthier.data_source import DataSource, Row
+from luthier.contracts import DataSource, Row
 from luthier.testing.suite import Suite
 
 ENOUGH = 20

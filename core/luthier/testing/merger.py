@@ -9,7 +9,7 @@ from typing import ClassVar
 import pytest
 import torch
 
-from luthier.merger import Group, Merger
+from luthier.contracts import Group, Merger
 from luthier.testing.suite import Suite, apart, seeded
 
 SHAPES: dict[str, tuple[int, ...]] = {
@@ -55,31 +55,38 @@ class MergerSuite(Suite):
         merger = self.make()
         merger.check(labels)
 
-        def groups(of: Iterable[str] = (name,), surveyed: object = None) -> Iterable[Group]:
+        def groups(of: Iterable[str] = (name,), statistics: object = None) -> Iterable[Group]:
             return [
-                one for tensor in of for one in self._groups(tensor, numbers, labels, run, order, surveyed)
+                one for tensor in of for one in self._groups(tensor, numbers, labels, run, order, statistics)
             ]
 
-        surveyed = None
-        if merger.surveys != "nothing":
-            every = SHAPES if merger.surveys == "model" else (name,)
-            surveyed = merger.survey(lambda: groups(every))
-        parts = [merger.merge(group) for group in groups((name,), surveyed)]
+        statistics = None
+        if merger.statistics_over != "nothing":
+            assert merger.workspace > 0, "statistics take room that workspace must say"
+            every = SHAPES if merger.statistics_over == "model" else (name,)
+            statistics = merger.collect_statistics(lambda: groups(every))
+        parts = [merger.merge(group) for group in groups((name,), statistics)]
         return parts[0] if run is None else torch.cat([part.view(-1) for part in parts]).view(SHAPES[name])
 
     def _groups(
-        self, name: str, numbers: list[int], labels: list[str], run: int | None, order: int, surveyed: object
+        self,
+        name: str,
+        numbers: list[int],
+        labels: list[str],
+        run: int | None,
+        order: int,
+        statistics: object,
     ) -> Iterable[Group]:
         tensors = [tensor(name, number) for number in numbers]
         base = tensor(name, BASE) if self.method.needs_base else None
         if run is None:
-            yield Group(name, tuple(labels[::order]), tuple(tensors[::order]), base, 0, surveyed)
+            yield Group(name, tuple(labels[::order]), tuple(tensors[::order]), base, 0, statistics)
             return
         for start in range(0, tensors[0].numel(), run):
             part = slice(start, start + run)
             own = tuple(one.view(-1)[part] for one in tensors[::order])
             under = None if base is None else base.view(-1)[part]
-            yield Group(name, tuple(labels[::order]), own, under, start, surveyed)
+            yield Group(name, tuple(labels[::order]), own, under, start, statistics)
 
     def test_it_returns_float32_of_the_inputs_shape(self) -> None:
         """The result is float32 of the inputs' shape, finite, and a tensor of its own."""
@@ -97,9 +104,9 @@ class MergerSuite(Suite):
             before = [one.clone() for one in own]
             merger = self.make()
             group = Group(name, tuple(f"model{one}" for one in self.models), tuple(own), base)
-            if merger.surveys != "nothing":
-                surveyed = merger.survey(lambda group=group: [group])
-                group = Group(name, group.labels, group.tensors, base, 0, surveyed)
+            if merger.statistics_over != "nothing":
+                statistics = merger.collect_statistics(lambda group=group: [group])
+                group = Group(name, group.labels, group.tensors, base, 0, statistics)
             merger.merge(group)
             same = all(map(torch.equal, own, before))
             assert same, f"{name}: merge wrote into its inputs; work on a copy"

@@ -10,19 +10,16 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from luthier.codec import Codec
-from luthier.data_source import Row
+from luthier.contracts import Loss, Objective, Row
+from luthier.engine import pooled
 from luthier.errors import DataError
-from luthier.objective import Loss, Objective
-from luthier.online import LOGPROB, REFERENCE, VALUE, OnlineObjective, Rollout
-from luthier.parallel import Processes
-from luthier.policy import Policy
-from luthier.pooling import pooled
-from luthier.references import References
-from luthier.score_head import attach_head
+from luthier.models import attach_head
+from luthier.policy import Policy, References
+from luthier.system import Processes
 from luthier.testing.models import tiny_gpt2, tiny_llama, tiny_tokenizer
 from luthier.testing.suite import Suite, apart, seeded
-from luthier.tree import Branch, Pack, Tree
+from luthier.text import Codec
+from luthier.trees import Branch, Pack, Tree
 
 ROWS: tuple[Mapping[str, Any], ...] = (
     {"prompt": "What is 12 + 7?", "completion": " The answer is 19."},
@@ -51,8 +48,7 @@ class ObjectiveSuite(Suite):
         rows = self.rows or self.method.example_rows or ROWS
         found = [made.encode(Row(dict(fields), f"row {number}"), codec) for number, fields in enumerate(rows)]
         trees = [tree for one in found for tree in ([one] if isinstance(one, Tree) else one)]
-        trees = list(made.credit(rolled_out(trees), {}).trees) if isinstance(made, OnlineObjective) else trees
-        return list(made.complete(trees, seeded()))
+        return list(made.complete(made.trial(trees), seeded()))
 
     def policy(self, model: PreTrainedModel) -> Policy:
         """Return `model` as a policy, with a made-up reference or head where the loss asks for one."""
@@ -197,22 +193,6 @@ class MadeUp(References):
             for branch in tree.branches
         ]
         return torch.tensor([-4.5 * len(ids) + 0.02 * (sum(ids) % 50) for ids in scored])
-
-
-def rolled_out(trees: Sequence[Tree]) -> Rollout:
-    """Return made-up answers to prompts, about as likely as a small model without training finds them."""
-    generator, grown = seeded(3), []
-    for tree in trees:
-        branches = []
-        for length in (4, 2):
-            drawn = {name: torch.randn(length, generator=generator) for name in (LOGPROB, REFERENCE, VALUE)}
-            drawn[LOGPROB], drawn[REFERENCE] = 0.1 * drawn[LOGPROB] - 5.5, 0.1 * drawn[REFERENCE] - 5.5
-            ids = torch.randint(3, 250, (length,), generator=generator).tolist()
-            notes = {name: tuple(values.tolist()) for name, values in drawn.items()}
-            branches.append(Branch(tuple(ids), notes=notes))
-        grown.append(dataclasses.replace(tree, branches=tuple(branches)))
-    scores = [[float(2 * place), float(place % 2) - 1] for place in range(len(grown))]
-    return Rollout(grown, scores, [[True, False] for _ in grown])
 
 
 def _tailed(branch: Branch) -> Branch:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from luthier.optimiser import InBackward, Optimiser, Skipping
+from luthier.contracts import InBackward, Optimiser, Skipping
 from luthier.testing.suite import Suite, seeded
 
 SHAPES = {

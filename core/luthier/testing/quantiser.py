@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from luthier.pretrained import from_pretrained
-from luthier.quantiser import Quantiser
+from luthier.contracts import Quantiser
+from luthier.models import from_pretrained
 from luthier.testing.adapter import logits
 from luthier.testing.models import tiny_llama
 from luthier.testing.suite import Suite, apart

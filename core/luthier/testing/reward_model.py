@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import torch
 
-from luthier.reward_model import RewardModel
+from luthier.contracts import RewardModel
 from luthier.testing.suite import Suite, apart
 
 PROMPTS = ("What is 12 + 7?", "one two", "The capital of France is", "What is 12 + 7?")

@@ -6,8 +6,7 @@ import copy
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from luthier.data_source import Row
-from luthier.row_filter import RowFilter
+from luthier.contracts import Row, RowFilter
 from luthier.testing.objective import ROWS
 from luthier.testing.suite import Suite
 

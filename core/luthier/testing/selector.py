@@ -7,8 +7,7 @@ from typing import ClassVar
 
 import torch
 
-from luthier.reward_model import Candidate
-from luthier.selector import Selector
+from luthier.contracts import Candidate, Selector
 from luthier.testing.suite import Suite, seeded
 
 TEXTS = ("It is 19.", "19", "It is 20.", "19", "no idea", "It is 19.")

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from luthier.method import Method, options_of
+from luthier.contracts import Method, options_of
 
 
 class Suite:

@@ -10,12 +10,11 @@ import pytest
 from omegaconf import OmegaConf
 from torch import nn
 
-from luthier import hookspecs
+from luthier.commands import TrainConfig
 from luthier.config import prepare
-from luthier.report import EvaluationReport, Sample, StepReport, TrainResult, versions
-from luthier.settings import TrainConfig
+from luthier.contracts import PROJECT, SPECIFICATIONS, Tracker
+from luthier.runs import EvaluationReport, Sample, StepReport, TrainResult, versions
 from luthier.testing.suite import Suite
-from luthier.tracker import Tracker
 
 
 class TrackerSuite(Suite):
@@ -26,8 +25,9 @@ class TrackerSuite(Suite):
     def told(self, run_dir: Path, error: BaseException | None = None) -> list[str]:
         """Tell a fresh tracker of a run, whole or ended by `error`; return what it listens to."""
         prepare()
-        manager = pluggy.PluginManager(hookspecs.PROJECT)
-        manager.add_hookspecs(hookspecs.Lifecycle)
+        manager = pluggy.PluginManager(PROJECT)
+        for specification in SPECIFICATIONS:
+            manager.add_hookspecs(specification)
         manager.register(self.make())
         manager.check_pending()
         run_dir.mkdir(parents=True, exist_ok=True)

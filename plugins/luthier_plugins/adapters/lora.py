@@ -14,18 +14,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from luthier import (
-    AdaptedLinear,
-    LowRankAdapter,
-    ModelError,
-    Register,
-    copy_state,
-    hookimpl,
-    low_rank_linear,
-    option,
-    principal_part,
-    weight_of,
-)
+from luthier import AdaptedLinear, ModelError, Register, copy_state, hookimpl, option, weight_of
+from luthier_toolkits.low_rank import LowRankAdapter, low_rank_linear, principal_part
 
 
 class LoRALinear(AdaptedLinear):

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from luthier import ConfigError, DataError, FileSource, Register, Row, hookimpl, option, text_lines
+from luthier import ConfigError, DataError, Register, Row, hookimpl, option
+from luthier_toolkits.files import FileSource, text_lines
 
 
 @dataclass(frozen=True)

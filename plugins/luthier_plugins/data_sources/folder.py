@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
-from luthier import ConfigError, DataSource, Register, Row, file_sources, hookimpl, option
+from luthier import ConfigError, DataSource, Register, Row, hookimpl, option
+from luthier_toolkits.files import file_sources
 
 
 @dataclass(frozen=True)
@@ -55,18 +56,18 @@ class Folder(DataSource):
             raise ConfigError(f"path={folder}: {what}")
         # Longest first: of ".jsonl.gz" and ".gz" the former says more.
         known = sorted(file_sources(), key=len, reverse=True)
-        wanted = [one for one in known if self.suffix in (None, one)]
+        wanted = [ending for ending in known if self.suffix in (None, ending)]
         if not wanted:
             raise ConfigError(f"suffix={self.suffix}: no source reads such files; known: {', '.join(known)}")
-        found = []
+        files = []
         for file in sorted(folder.rglob("*") if self.recursive else folder.iterdir()):
             hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
-            suffix = next((one for one in wanted if file.name.lower().endswith(one)), None)
+            suffix = next((ending for ending in wanted if file.name.lower().endswith(ending)), None)
             if file.is_file() and suffix and not hidden:
-                found.append((file, suffix))
-        if not found:
+                files.append((file, suffix))
+        if not files:
             raise ConfigError(f"path={folder}: holds no file that ends with {', '.join(sorted(wanted))}")
-        return found
+        return files
 
 
 @hookimpl

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from luthier import ConfigError, DataError, DataSource, Register, Row, hookimpl, option, without_nulls
+from luthier import ConfigError, DataError, DataSource, Register, Row, hookimpl, option
+from luthier_toolkits.files import without_nulls
 
 
 @dataclass(frozen=True)

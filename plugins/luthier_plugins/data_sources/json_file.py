@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from luthier import DataError, FileSource, Register, Row, hookimpl, option, parse_json, text_lines, unknown
+from luthier import DataError, Register, Row, hookimpl, option, parse_json, unknown
+from luthier_toolkits.files import FileSource, text_lines
 
 
 @dataclass(frozen=True)
@@ -41,9 +42,9 @@ class Json(FileSource):
             if self.key is not None and self.key not in lists:
                 raise DataError(f"{path}: {unknown('key of a list', self.key, lists)}")
             if self.key is None and len(lists) != 1:
-                found = ", ".join(lists) or "none"
+                names = ", ".join(lists) or "none"
                 raise DataError(
-                    f"{path}: expected an object with one list; lists: {found}; choose one with key"
+                    f"{path}: expected an object with one list; lists: {names}; choose one with key"
                 )
             value = value[self.key or lists[0]]
         if not isinstance(value, list):

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from luthier import DataError, FileSource, Register, Row, hookimpl, parse_json, text_lines
+from luthier import DataError, Register, Row, hookimpl, parse_json
+from luthier_toolkits.files import FileSource, text_lines
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,7 @@ class Mixture(DataSource):
         unread = set(alive)
         while self.limit is None or sum(drawn.values()) < self.limit:
             names = list(alive)
-            name = chance.choices(names, [self._children[one][1] for one in names])[0]
+            name = chance.choices(names, [self._children[key][1] for key in names])[0]
             child = self._children[name][0]
             row = next(alive[name], None)
             if row is None and not drawn[name]:

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from luthier import ConfigError, DataError, FileSource, Register, Row, hookimpl, option, without_nulls
+from luthier import ConfigError, DataError, Register, Row, hookimpl, option
+from luthier_toolkits.files import FileSource, without_nulls
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ from typing import ClassVar
 
 import torch
 
-from luthier import Group, Merger, Register, check_weights, hookimpl, option, shares_of
+from luthier import Group, Merger, Register, hookimpl, option
+from luthier_toolkits.merging import check_weights, shares_of
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from typing import ClassVar
 
 import torch
 
-from luthier import ConfigError, Group, Merger, Register, check_weights, hookimpl, option, weights_of
+from luthier import ConfigError, Group, Merger, Register, hookimpl, option
+from luthier_toolkits.merging import check_weights, weights_of
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from luthier import PairedObjective, Register, Side, check_positive, hookimpl, option
+from luthier import Register, hookimpl, option
+from luthier_toolkits.preference import PairedObjective, Side, check_positive
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ from typing import ClassVar
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from luthier import PairedObjective, Register, Side, check_positive, hookimpl, log1mexp, option
+from luthier import Register, hookimpl, option
+from luthier_toolkits.preference import PairedObjective, Side, check_positive, log1mexp
 
 
 @dataclass(frozen=True)

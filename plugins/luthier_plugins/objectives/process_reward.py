@@ -9,21 +9,8 @@ from typing import Any, ClassVar
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from luthier import (
-    Codec,
-    DataError,
-    Loss,
-    Objective,
-    Pack,
-    Policy,
-    Register,
-    Row,
-    Tree,
-    check_separator,
-    hookimpl,
-    option,
-    step_tree,
-)
+from luthier import Codec, DataError, Loss, Objective, Pack, Policy, Register, Row, Tree, hookimpl, option
+from luthier_toolkits.rewards import check_separator, step_tree
 
 _LABELS = {1: 1.0, 0: 0.0, "+": 1.0, "-": 0.0}  # True is 1
 
@@ -79,7 +66,9 @@ class ProcessReward(Objective):
         if len(steps) != len(labels):
             raise DataError(f"{row.origin}: {len(steps)} steps and {len(labels)} labels; expected one a step")
         tree = step_tree(fields["prompt"], steps, codec, row.origin, self.separator, fields.get("tools"))
-        return replace(tree, values={str(n): _label(one, n, row.origin) for n, one in enumerate(labels, 1)})
+        return replace(
+            tree, values={str(n): _label(label, n, row.origin) for n, label in enumerate(labels, 1)}
+        )
 
     def loss(self, policy: Policy, pack: Pack) -> Loss:
         """Return the summed cross-entropy; its weight is the number of steps."""
@@ -97,20 +86,20 @@ class ProcessReward(Objective):
         return float(tree.scored_tokens)
 
     def _metrics(self, scores: Tensor, right: Tensor) -> dict[str, tuple[Tensor, float]]:
-        steps, found = float(len(scores)), scores <= 0  # called wrong
-        counts = {"caught": found & ~right, "alarms": found & right, "missed": ~found & ~right}
-        told = {"step_accuracy": ((~found == right).sum(), steps), "right_steps": (right.sum(), steps)}
-        return told | {f"raw/{name}": (which.sum(), steps) for name, which in counts.items()}
+        steps, flagged = float(len(scores)), scores <= 0  # called wrong
+        counts = {"caught": flagged & ~right, "alarms": flagged & right, "missed": ~flagged & ~right}
+        metrics = {"step_accuracy": ((~flagged == right).sum(), steps), "right_steps": (right.sum(), steps)}
+        return metrics | {f"raw/{name}": (which.sum(), steps) for name, which in counts.items()}
 
     def summarise(self, means: Mapping[str, float]) -> Mapping[str, float]:
         """Return the metrics with precision, recall and F1 of wrong steps."""
         raw = {name: means.get(f"raw/{name}", 0.0) for name in ("caught", "alarms", "missed")}
-        found = {name: value for name, value in means.items() if not name.startswith("raw/")}
+        metrics = {name: value for name, value in means.items() if not name.startswith("raw/")}
         caught = raw["caught"]
         for name, others in (("precision", raw["alarms"]), ("recall", raw["missed"])):
-            found[f"wrong_steps/{name}"] = caught / (caught + others) if caught + others else 0.0
+            metrics[f"wrong_steps/{name}"] = caught / (caught + others) if caught + others else 0.0
         both = 2 * caught + raw["alarms"] + raw["missed"]
-        return {**found, "f1": 2 * caught / both if both else 0.0}
+        return {**metrics, "f1": 2 * caught / both if both else 0.0}
 
 
 def _label(value: Any, number: int, origin: str) -> float:

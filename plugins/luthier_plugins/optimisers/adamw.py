@@ -8,7 +8,8 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from luthier import AdamOptimiser, Register, hookimpl
+from luthier import Register, hookimpl
+from luthier_toolkits.adam import AdamOptimiser
 
 
 @dataclass(frozen=True)

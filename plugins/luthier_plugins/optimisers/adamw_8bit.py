@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from luthier import BitsAndBytesAdam, Register, hookimpl
+from luthier import Register, hookimpl
+from luthier_toolkits.bitsandbytes import BitsAndBytesAdam
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from luthier import BitsAndBytesAdam, Register, hookimpl
+from luthier import Register, hookimpl
+from luthier_toolkits.bitsandbytes import BitsAndBytesAdam
 
 
 @dataclass(frozen=True)

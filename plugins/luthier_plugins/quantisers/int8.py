@@ -12,7 +12,8 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from luthier import BitsAndBytesQuantiser, ConfigError, Register, hookimpl, option
+from luthier import ConfigError, Register, hookimpl, option
+from luthier_toolkits.bitsandbytes import BitsAndBytesQuantiser
 
 WIDTH = 4096
 """The row that `bits_per_weight` is said of; one fp32 scale is 0.008 bits a weight of it."""

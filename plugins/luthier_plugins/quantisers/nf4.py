@@ -7,7 +7,8 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
-from luthier import BitsAndBytesQuantiser, ConfigError, Register, hookimpl, option
+from luthier import ConfigError, Register, hookimpl, option
+from luthier_toolkits.bitsandbytes import BitsAndBytesQuantiser
 
 NESTED = 256
 """Scales that share a scale of their own under double quantisation."""

@@ -53,11 +53,14 @@ class Function(RewardModel):
 
         def score(candidates: Sequence[Candidate]) -> torch.Tensor:
             prompts, completions = (
-                [text_of(one.prompt) for one in candidates],
+                [text_of(candidate.prompt) for candidate in candidates],
                 [c.completion for c in candidates],
             )
             return self._called(
-                call, prompts, completions, [one.row and dict(one.row.fields) for one in candidates]
+                call,
+                prompts,
+                completions,
+                [candidate.row and dict(candidate.row.fields) for candidate in candidates],
             )
 
         return score
@@ -67,16 +70,16 @@ class Function(RewardModel):
         if not self.function or self.function not in known:
             raise ConfigError(unknown("reward_models.function.function", str(self.function), known))
         try:
-            found: Callable[..., Any] = known[self.function].load()
+            function: Callable[..., Any] = known[self.function].load()
         except Exception as error:
             raise PluginError(f"{known[self.function].value} cannot be imported: {error}") from error
-        return found
+        return function
 
     def _called(self, call: Callable[..., Any], *texts: Sequence[Any]) -> torch.Tensor:
         if not texts[0]:
             return torch.zeros(0)
         try:
-            scores = torch.as_tensor([float(one) for one in call(*texts)], dtype=torch.float32)
+            scores = torch.as_tensor([float(score) for score in call(*texts)], dtype=torch.float32)
         except Exception as error:
             raise DataError(f"{self.function} failed: {type(error).__name__}: {error}") from error
         if len(scores) != len(texts[0]):

@@ -37,7 +37,7 @@ class Length(RewardModel):
         """Return the penalty on the candidates' tokens."""
 
         def score(candidates: Sequence[Candidate]) -> torch.Tensor:
-            return self._penalty([one.tokens for one in candidates])
+            return self._penalty([candidate.tokens for candidate in candidates])
 
         return score
 

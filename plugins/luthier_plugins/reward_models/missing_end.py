@@ -27,7 +27,7 @@ class MissingEnd(RewardModel):
         """Return the penalty on candidates."""
 
         def score(candidates: Sequence[Candidate]) -> torch.Tensor:
-            return torch.tensor([0.0 if one.finished else -self.penalty for one in candidates])
+            return torch.tensor([0.0 if candidate.finished else -self.penalty for candidate in candidates])
 
         return score
 

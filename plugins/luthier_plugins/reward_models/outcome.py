@@ -8,7 +8,8 @@ from typing import ClassVar
 
 import torch
 
-from luthier import Candidate, Place, Register, RewardModel, Scorer, hookimpl, judge_of, option
+from luthier import Candidate, Place, Register, RewardModel, Scorer, hookimpl, option
+from luthier_toolkits.rewards import reward_network
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Outcome(RewardModel):
         Raises:
             ModelError: It is not there, or has no head for sequences.
         """
-        return judge_of(self.model, "sequence", place, "outcome").ends
+        return reward_network(self.model, "sequence", place, "outcome").ends
 
 
 @hookimpl

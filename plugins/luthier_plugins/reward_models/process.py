@@ -8,22 +8,8 @@ from typing import ClassVar, Literal
 
 import torch
 
-from luthier import (
-    Branch,
-    Candidate,
-    Codec,
-    Place,
-    Register,
-    RewardModel,
-    Scorer,
-    Tree,
-    check_separator,
-    hookimpl,
-    judge_of,
-    option,
-    split_steps,
-    step_tree,
-)
+from luthier import Branch, Candidate, Codec, Place, Register, RewardModel, Scorer, Tree, hookimpl, option
+from luthier_toolkits.rewards import check_separator, reward_network, split_steps, step_tree
 
 
 @dataclass(frozen=True)
@@ -60,11 +46,11 @@ class Process(RewardModel):
         Raises:
             ModelError: It is not there, or has no head for tokens.
         """
-        judge = judge_of(self.model, "token", place, "process")
+        judge = reward_network(self.model, "token", place, "process")
 
         def score(candidates: Sequence[Candidate]) -> torch.Tensor:
-            steps = [torch.sigmoid(one) for one in judge.marks(candidates, self._tree)]
-            return torch.tensor([self.aggregated(one) for one in steps], dtype=torch.float32)
+            steps = [torch.sigmoid(logits) for logits in judge.marks(candidates, self._tree)]
+            return torch.tensor([self.aggregated(chances) for chances in steps], dtype=torch.float32)
 
         return score
 
@@ -75,11 +61,11 @@ class Process(RewardModel):
         ways = {"min": steps.min(), "prod": steps.prod(), "mean": steps.mean(), "last": steps[-1]}
         return float(ways[self.aggregate])
 
-    def _tree(self, one: Candidate, codec: Codec) -> Tree:
-        if steps := split_steps(one.completion, self.separator):
-            return step_tree(one.prompt, steps, codec, one.origin, self.separator)
+    def _tree(self, candidate: Candidate, codec: Codec) -> Tree:
+        if steps := split_steps(candidate.completion, self.separator):
+            return step_tree(candidate.prompt, steps, codec, candidate.origin, self.separator)
         nothing = Branch((codec.tokenizer.eos_token_id,), (False,))
-        return Tree(tuple(codec.prompt_ids(one.prompt, one.origin)), (nothing,), one.origin)
+        return Tree(tuple(codec.prompt_ids(candidate.prompt, candidate.origin)), (nothing,), candidate.origin)
 
 
 @hookimpl

@@ -76,54 +76,60 @@ class Verifier(RewardModel):
             raise ConfigError("reward_models.verifier.match=source needs rows; take exact, number or pattern")
         checks: dict[str, _Check] = {
             "source": functools.partial(_by_source, place.source),
-            "exact": lambda one: float(one.completion.strip() == str(_expected(one)).strip()),
-            "number": lambda one: float(_same_number(one.completion, str(_expected(one)))),
-            "pattern": lambda one: float(re.search(self.pattern or "", one.completion) is not None),
+            "exact": lambda candidate: float(
+                candidate.completion.strip() == str(_expected(candidate)).strip()
+            ),
+            "number": lambda candidate: float(_same_number(candidate.completion, str(_expected(candidate)))),
+            "pattern": lambda candidate: float(
+                re.search(self.pattern or "", candidate.completion) is not None
+            ),
         }
         check = checks[self.match]
 
         def score(candidates: Sequence[Candidate]) -> torch.Tensor:
-            return torch.tensor([self._one(one, check) for one in candidates], dtype=torch.float32)
+            return torch.tensor(
+                [self._one(candidate, check) for candidate in candidates], dtype=torch.float32
+            )
 
         return score
 
-    def _one(self, one: Candidate, check: _Check) -> float:
-        if self.unfinished is not None and not one.finished:
+    def _one(self, candidate: Candidate, check: _Check) -> float:
+        if self.unfinished is not None and not candidate.finished:
             return self.unfinished
         try:
-            found = check(one)
+            score = check(candidate)
         except DataError:
             raise
         except Exception as error:
             if self.on_error == "zero":
                 return 0.0
             raise DataError(
-                f"{one.origin}: verifying failed ({type(error).__name__}: {error}); "
+                f"{candidate.origin}: verifying failed ({type(error).__name__}: {error}); "
                 "reward_models.verifier.on_error=zero counts such answers as wrong"
             ) from error
-        if found is None:
-            raise DataError(f"{one.origin}: nothing says which answers are right; rows need 'answer'")
-        return found
+        if score is None:
+            raise DataError(f"{candidate.origin}: nothing says which answers are right; rows need 'answer'")
+        return score
 
 
-def _by_source(source: DataSource | None, one: Candidate) -> float | None:
-    return source.verify(one.row, one.completion.strip()) if source and one.row else None
+def _by_source(source: DataSource | None, candidate: Candidate) -> float | None:
+    return source.verify(candidate.row, candidate.completion.strip()) if source and candidate.row else None
 
 
-def _expected(one: Candidate) -> Any:
-    fields = one.row.fields if one.row else {}
-    found = fields.get("answer", fields.get("completion"))
-    if not isinstance(found, str | int | float):
-        raise DataError(f"{one.origin}: nothing says which answers are right; rows need 'answer'")
-    return found
+def _expected(candidate: Candidate) -> Any:
+    fields = candidate.row.fields if candidate.row else {}
+    answer = fields.get("answer", fields.get("completion"))
+    if not isinstance(answer, str | int | float):
+        raise DataError(f"{candidate.origin}: nothing says which answers are right; rows need 'answer'")
+    return answer
 
 
 def _same_number(answer: str, expected: str) -> bool:
     numbers = [NUMBER.findall(text) for text in (answer, expected)]
     if not all(numbers):
         return False
-    one, other = (float(found[-1].replace(",", "")) for found in numbers)
-    return math.isclose(one, other, rel_tol=1e-6, abs_tol=1e-9)
+    number, other = (float(matches[-1].replace(",", "")) for matches in numbers)
+    return math.isclose(number, other, rel_tol=1e-6, abs_tol=1e-9)
 
 
 @hookimpl

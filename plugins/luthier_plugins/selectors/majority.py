@@ -53,7 +53,7 @@ class Majority(Selector):
 
         What came to no end, or has no answer, has no vote, unless none has.
         """
-        answers = [self._answer(one) for one in candidates]
+        answers = [self._answer(candidate) for candidate in candidates]
         weights = [1.0] * len(answers) if self.weigh == "count" else scores.tolist()
         votes: dict[str, float] = {}
         for answer, weight in zip(answers, weights, strict=True):
@@ -64,15 +64,15 @@ class Majority(Selector):
         most = max(votes, key=votes.__getitem__)
         return max((i for i, answer in enumerate(answers) if answer == most), key=lambda i: float(scores[i]))
 
-    def _answer(self, one: Candidate) -> str | None:
-        if not one.finished:
+    def _answer(self, candidate: Candidate) -> str | None:
+        if not candidate.finished:
             return None
         if self.answer == "text":
-            return one.completion.strip() or None
-        found = list(re.finditer(self.pattern or NUMBER, one.completion))
-        if not found:
+            return candidate.completion.strip() or None
+        matches = list(re.finditer(self.pattern or NUMBER, candidate.completion))
+        if not matches:
             return None
-        last = found[-1]
+        last = matches[-1]
         text = str(last[1] if last.re.groups else last[0]).replace(",", "")
         return text if self.answer == "pattern" else f"{Decimal(text).normalize():f}"
 

@@ -1,0 +1,134 @@
+"""Starting runs through Hydra: one in this process, or a multirun with a process for every job."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from luthier import config
+from luthier.commands import cli
+from luthier.config import explain
+from luthier.errors import LuthierError
+from luthier.registry import catalogue, command
+from luthier.runs import resumed_run
+
+
+def launch(verb: str, overrides: list[str]) -> int:
+    """Compose `verb` with `overrides` and run it; ``-m`` runs every combination.
+
+    Returns:
+        The exit status: 0, or 1 if a job of a multirun failed.
+
+    Raises:
+        LuthierError: The config cannot be composed, or a single run ended with an error.
+    """
+    config.prepare()
+    if _beside_hydra(overrides):
+        with _told():
+            command(verb).run(config.compose(verb, overrides))
+        return 0
+    # Hydra would print its own, longer account of an error and exit with status 1.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    jobs = _Jobs(verb)
+    entry = hydra.main(version_base=config.VERSION_BASE, config_path=config.CONFIG_PATH, config_name=verb)
+    # Hydra's parser takes no flag between overrides.
+    flags = [override for override in overrides if override in ("-m", "--multirun")]
+    rest = config.opened([override for override in overrides if override not in flags])
+    before, sys.argv = sys.argv, [f"luthier {verb}", *flags, *rest]
+    try:
+        with _told():
+            entry(jobs)()
+    except (HydraException, OmegaConfBaseException) as error:
+        raise explain(error, config.known_keys(verb)) from error
+    finally:
+        sys.argv = before
+    if jobs.error:
+        raise jobs.error
+    if len(jobs.folders) > 1:
+        catalogue().hooks.hook.after_multirun(runs=jobs.told_apart())
+    return 1 if jobs.failed else 0
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    """Tell of a file that cannot be read or written in one line."""
+    try:
+        yield
+    except HydraException:
+        raise  # one of them, a choice that is not there, is an OSError too
+    except OSError as error:
+        raise LuthierError(f"{error.filename or 'a file'}: {error.strerror or error}") from error
+
+
+def _beside_hydra(overrides: list[str]) -> bool:
+    """Whether there is a run folder already, which Hydra would make: the main process's, or a resumed run's.
+
+    Raises:
+        LuthierError: A multirun of such runs.
+    """
+    resumed = resumed_run(overrides)
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if (resumed or several) and {"-m", "--multirun"} & set(overrides):
+        what = "resume=FOLDER" if resumed else "accelerate launch"
+        raise LuthierError(f"-m starts new runs one after the other and cannot be combined with {what}")
+    return bool(resumed) or int(os.environ.get("RANK", "0")) > 0
+
+
+class _Jobs:
+    """The task function Hydra calls once a job; remembers the run folders and which failed."""
+
+    def __init__(self, verb: str) -> None:
+        self.verb = verb
+        self.folders: list[tuple[list[str], Path]] = []
+        self.failed: list[Path] = []
+        self.error: LuthierError | None = None
+
+    def __call__(self, composed: DictConfig) -> None:
+        settings = HydraConfig.get()
+        folder = Path(settings.runtime.output_dir)
+        if settings.mode != RunMode.MULTIRUN:
+            self._here(composed, folder)
+            return
+        composed.run_dir = str(folder)
+        self.folders.append((list(settings.overrides.task), folder))
+        if self._in_own_process(composed) != 0:
+            self.failed.append(folder)
+
+    def told_apart(self) -> list[tuple[str, Path]]:
+        """Return, for every job, the overrides that not all jobs share, and its folder."""
+        shared = set.intersection(*(set(overrides) for overrides, _ in self.folders))
+        return [
+            (" ".join(override.lstrip("+") for override in overrides if override not in shared), folder)
+            for overrides, folder in self.folders
+        ]
+
+    def _here(self, composed: DictConfig, folder: Path) -> None:
+        """Run the only job in this process; Hydra would print its own lines about an error, so it is kept."""
+        try:
+            config.validate(self.verb, composed)
+            if "run_dir" in composed:
+                composed.run_dir = str(folder)
+            with _told():
+                command(self.verb).run(composed)
+        except LuthierError as error:
+            self.error = error
+
+    def _in_own_process(self, composed: DictConfig) -> int | None:
+        """Run a job in a process of its own: nothing of it — memory, seeds, hooks — reaches the next one."""
+        plain: Any = OmegaConf.to_container(composed, resolve=True)
+        process = multiprocessing.get_context("spawn").Process(target=cli.run_job, args=(self.verb, plain))
+        process.start()
+        process.join()
+        return process.exitcode

@@ -1,0 +1,30 @@
+"""Composing a run from overrides, building its methods, refusing what nothing reads."""
+
+from typing import TYPE_CHECKING
+
+from luthier.faces import attach
+
+if TYPE_CHECKING:
+    from luthier.config.building import build as build, build_method as build_method, selected as selected
+    from luthier.config.composition import (
+        CONFIG_PATH as CONFIG_PATH,
+        VERSION_BASE as VERSION_BASE,
+        compose as compose,
+        known_keys as known_keys,
+        opened as opened,
+        prepare as prepare,
+    )
+    from luthier.config.hydra_errors import check_overrides as check_overrides, explain as explain
+    from luthier.config.model_config import ModelConfig as ModelConfig, ModelPlace as ModelPlace
+    from luthier.config.options import (
+        CheckpointConfig as CheckpointConfig,
+        EvaluationConfig as EvaluationConfig,
+        PluginsConfig as PluginsConfig,
+        ReferenceConfig as ReferenceConfig,
+        ScheduleConfig as ScheduleConfig,
+        ScoringConfig as ScoringConfig,
+    )
+    from luthier.config.renamed import renamed_options as renamed_options
+    from luthier.config.validation import validate as validate
+else:
+    __getattr__, __dir__, __all__ = attach(__name__)

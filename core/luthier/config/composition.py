@@ -1,0 +1,130 @@
+"""Composing a run with Hydra: schemas in the store, plugin presets on the path, mistakes in one line."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import hydra
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.plugins import Plugins
+from hydra.errors import HydraException
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from luthier.config.hydra_errors import check_overrides, explain
+from luthier.config.validation import validate
+from luthier.contracts import KINDS, options_of
+from luthier.registry import Catalogue, catalogue, command, composed_commands, node
+
+CONFIG_PATH = "pkg://luthier_conf"
+VERSION_BASE = "1.3"
+
+
+class PluginPresets(SearchPathPlugin):
+    """Appends the preset package of every plugin to Hydra's search path."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        """Append after the built-in presets, which therefore win."""
+        for package, provider in catalogue().config_packages.items():
+            search_path.append(provider=provider, path=f"pkg://{package}")
+
+
+@functools.cache
+def prepare() -> Catalogue:
+    """Put every schema in Hydra's store and every preset package on its path; done once per process."""
+    Plugins.instance().register(PluginPresets)
+    store = ConfigStore.instance()
+    for name in composed_commands():
+        store.store(name=f"{name}_schema", node=command(name).schema, provider="luthier")
+    for method in catalogue().all():
+        kind = KINDS[method.kind]
+        # A name registered twice is refused by `find` when a run asks for it; the first keeps the schema.
+        if f"{method.name}.yaml" not in store.repo.get(kind.group, {}):
+            store.store(
+                group=kind.group,
+                name=method.name,
+                node=node(method.name, method.cls),
+                package=kind.package(method.name) if kind.many else None,
+                provider=method.plugin.provider,
+            )
+    return catalogue()
+
+
+def compose(verb: str, overrides: list[str] | None = None) -> DictConfig:
+    """Compose and check the config of `verb` as the command line would.
+
+    Args:
+        verb: A command that takes a config, e.g. ``"train"``.
+        overrides: Hydra overrides, e.g. ``["adapter=lora", "optimiser.lr=1e-4"]``.
+
+    Raises:
+        ConfigError: An override is misspelt, mistyped, or names what cannot be combined.
+        PluginError: A method is unknown or its plugin is broken.
+    """
+    prepare()
+    overrides = overrides or []
+    try:
+        if (resumed := command(verb).resumed(overrides)) is not None:
+            validate(verb, resumed)
+            return resumed
+    except (HydraException, OmegaConfBaseException) as error:
+        raise explain(error, known_keys(verb)) from error
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_module("luthier_conf", version_base=VERSION_BASE):
+        try:
+            config = hydra.compose(verb, overrides=opened(overrides))
+            validate(verb, config)
+        except (HydraException, OmegaConfBaseException) as error:
+            raise explain(error, known_keys(verb)) from error
+    return config
+
+
+def opened(overrides: list[str]) -> list[str]:
+    """Let overrides put new keys into options that are mappings, which Hydra wants marked by ``++``.
+
+    Raises:
+        ConfigError: An override has not the form of one.
+    """
+    check_overrides(overrides)
+    tables = [
+        f"{package}.{key}"
+        for method in catalogue().all()
+        for key, field in options_of(method.cls).items()
+        for package in (KINDS[method.kind].package(method.name), f"eval_{KINDS[method.kind].group}")
+        if isinstance(_made(field), dict)
+    ]
+    tables += ["model.shape", "auxiliary", "stages", "tasks"]
+    return [f"++{override}" if _starts(override, tables) else override for override in overrides]
+
+
+def _made(field: dataclasses.Field[Any]) -> Any:
+    return None if field.default_factory is dataclasses.MISSING else field.default_factory()
+
+
+def _starts(override: str, keys: list[str]) -> bool:
+    name = override.partition("=")[0]
+    return any(name == key or name.startswith(f"{key}.") for key in keys)
+
+
+def known_keys(verb: str) -> list[str]:
+    """Return every key and group that an override of `verb` may start with, dotted, whatever is selected."""
+    keys = [kind.group for kind in KINDS.values()] + ["recipe", "hydra"]
+    for method in catalogue().all():
+        package = KINDS[method.kind].package(method.name)
+        keys += [f"{package}.{key}" for key in options_of(method.cls)]
+    plain = OmegaConf.to_container(OmegaConf.structured(command(verb).schema), throw_on_missing=False)
+    assert isinstance(plain, dict)
+    return keys + list(_dotted(plain))
+
+
+def _dotted(tree: dict[Any, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in tree.items():
+        yield f"{prefix}{key}"
+        if isinstance(value, dict):
+            yield from _dotted(value, f"{prefix}{key}.")

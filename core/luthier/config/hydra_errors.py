@@ -1,0 +1,107 @@
+"""Hydra's and OmegaConf's errors, retold in one line with the nearest known name."""
+
+import re
+from collections.abc import Iterable, Sequence
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+
+from luthier.config.renamed import new_name
+from luthier.contracts import KINDS
+from luthier.errors import ConfigError, LuthierError, PluginError, nearest
+from luthier.registry import catalogue, presets
+
+UNKNOWN_KEY = re.compile(r"Could not override '([^']+)'")
+UNKNOWN_CHOICE = re.compile(r"Could not find '([^']+)/([^'/]+)'(.*)", re.DOTALL)
+AVAILABLE = re.compile(r"^\t(\S+)$", re.MULTILINE)
+WRONG_TYPE = re.compile(r"Error merging override (\S+)")
+FULL_KEY = re.compile(r"full_key: (\S+)")
+UNLOADABLE = re.compile(r"Could not load '([^']+)/([^'/]+)'")
+AMBIGUOUS = re.compile(r"Ambiguous value for argument '([^']+)'")
+TWICE = re.compile(r"Multiple values for (\S+)\.")
+FORM = "expected OPTION=VALUE; a VALUE with = or brackets inside needs quotes of its own: 'OPTION=\"a=b\"'"
+MANDATORY = re.compile(r"You must specify '([^']+)'")
+
+
+def check_overrides(overrides: Iterable[str]) -> None:
+    """Refuse overrides that Hydra would meet with a traceback.
+
+    Raises:
+        ConfigError: One names no option, or chooses a method by what cannot be a name.
+    """
+    groups = {kind.group for kind in KINDS.values()}
+    for override in overrides:
+        if override.startswith("-"):
+            continue
+        try:
+            parsed = OverridesParser.create().parse_override(override)
+        except HydraException as error:
+            raise ConfigError(f"'{override}' is no override: {FORM}") from error
+        if not parsed.key_or_group:
+            raise ConfigError(f"'{override}' is no override: {FORM}")
+        chooses = parsed.key_or_group in groups and not parsed.is_delete() and not parsed.is_sweep_override()
+        if chooses and (not isinstance(parsed.value(), str | list) or parsed.value() == ""):
+            known = ", ".join(_choices(parsed.key_or_group))
+            raise ConfigError(f"{override}: expected the name of one of {known}")
+
+
+def explain(error: Exception, known: Sequence[str]) -> LuthierError:
+    """Turn `error`, raised while composing, into one line.
+
+    Args:
+        error: Hydra's or OmegaConf's exception.
+        known: Every key or group an override may name.
+    """
+    text = str(error)
+    if match := UNKNOWN_CHOICE.search(text):
+        return _unknown_choice(match[1], match[2], AVAILABLE.findall(match[3]))
+    if match := UNLOADABLE.search(text):
+        return _unknown_choice(match[1], match[2], _choices(match[1]))
+    if match := AMBIGUOUS.search(text):
+        return ConfigError(f"{match[1]}: several values need -m, a run for each; a list is written [a,b]")
+    if match := TWICE.search(text):
+        return ConfigError(f"{match[1]} is chosen already: write {match[1]}=NAME without the +")
+    if match := MANDATORY.search(text):
+        group = match[1].split("@")[0]
+        choices = ", ".join(AVAILABLE.findall(text))
+        return ConfigError(f"'{group}' must be chosen, e.g. {group}=NAME; known: {choices}")
+    if match := UNKNOWN_KEY.search(text):
+        return ConfigError(f"unknown option '{match[1]}': {_near(match[1], known)}")
+    if match := WRONG_TYPE.search(text):
+        cause = _first_line(error.__cause__ or error)
+        return ConfigError(f"{match[1]}: {cause}")
+    if match := FULL_KEY.search(text):
+        return ConfigError(f"{match[1]}: {_first_line(error)}")
+    return ConfigError(_first_line(error))
+
+
+def _choices(group: str) -> list[str]:
+    methods = [
+        name for kind in KINDS.values() if kind.group == group for name in catalogue().names(kind.name)
+    ]
+    return sorted({*methods, *presets(group)})
+
+
+def _unknown_choice(group: str, name: str, available: list[str]) -> LuthierError:
+    for entry, reason in catalogue().broken.items():
+        if entry.split(".")[-1] == name:
+            return PluginError(f"{group} '{name}' cannot be used: {reason}")
+    hint = nearest(name, available)
+    return ConfigError(f"unknown {group} '{name}': {hint}known: {', '.join(sorted(available)) or 'none'}")
+
+
+def _near(key: str, known: Sequence[str]) -> str:
+    if (new := new_name(key)) and key not in known:
+        return f"did you mean '{new}'?"
+    group = key.split(".")[0]
+    if group.startswith("eval_"):
+        return f"choose the held-out rows first: {group.removeprefix('eval_')}@{group}=SOURCE"
+    if key in known:
+        return f"it is no option of the chosen {group}"
+    hint = nearest(key, known) or nearest(key.split(".")[-1], [option.split(".")[-1] for option in known])
+    return hint.strip() or "see --help for what can be set"
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

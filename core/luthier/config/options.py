@@ -1,0 +1,65 @@
+"""Options that belong to no method and to no single command: schema and help text at once."""
+
+from dataclasses import dataclass
+
+from luthier.contracts import option
+
+
+@dataclass
+class ScheduleConfig:
+    """The learning-rate schedule, from transformers."""
+
+    name: str = option("cosine", "A schedule of transformers: constant, linear, cosine, polynomial …")
+    warmup: float = option(0.03, "Warm-up: a share of all steps if below 1, else a number of steps.")
+
+
+@dataclass
+class EvaluationConfig:
+    """What is measured on the held-out rows (`eval_data`)."""
+
+    every: int = option(0, "Evaluate the loss every so many steps; 0: only before and after training.")
+    generate: bool = option(True, "Answer the held-out prompts and count the answers that are right.")
+    max_new_tokens: int = option(64, "Tokens an answer may have.")
+    batch_size: int = option(32, "Prompts answered at a time.")
+    samples: int = option(3, "Answers shown before and after training.")
+    patience: int | None = option(None, "Stop after so many evaluations without a lower loss; null: never.")
+    restore_best: bool = option(False, "Keep the weights of the evaluation with the lowest loss.")
+
+
+@dataclass
+class ScoringConfig:
+    """How the held-out tasks of a merge are answered."""
+
+    generate: bool = option(True, "Answer the held-out prompts and count the answers that are right.")
+    max_new_tokens: int = option(64, "Tokens an answer may have.")
+    batch_size: int = option(32, "Prompts answered at a time.")
+
+
+@dataclass
+class ReferenceConfig:
+    """What an objective with a reference (dpo, ipo, kto) compares with; measured once, before training."""
+
+    model: str | None = option(
+        None, "Another checkpoint or adapter folder; null: this model as it is before the first step."
+    )
+    cache: str | None = option(
+        None,
+        "Folder where what it gives is remembered, for other runs too; null: the run folder.",
+        was="memory",
+    )
+
+
+@dataclass
+class CheckpointConfig:
+    """When checkpoints are saved; every run saves one when it is stopped by Ctrl-C or SIGTERM."""
+
+    every: int | None = option(None, "Steps between checkpoints; null: by time; 0: only when stopped.")
+    minutes: float = option(10.0, "Minutes between checkpoints where `every` is null; the last step has one.")
+    keep: int = option(2, "Checkpoints that stay; the best one (evaluation.restore_best) stays besides.")
+
+
+@dataclass
+class PluginsConfig:
+    """What a run expects of the installed plugins."""
+
+    required: list[str] = option([], "Requirements that must be met, e.g. 'luthier-toy>=0.2'.")

@@ -1,0 +1,35 @@
+"""From the name of a model to a model, and to disk.
+
+Sources, tokenizer, chat templates, saving, score heads.
+"""
+
+from typing import TYPE_CHECKING
+
+from luthier.faces import attach
+
+if TYPE_CHECKING:
+    from luthier.models.model import (
+        LoadedModel as LoadedModel,
+        load_model as load_model,
+        load_model_tokenizer as load_model_tokenizer,
+    )
+    from luthier.models.model_source import Source as Source, find_source as find_source
+    from luthier.models.pretrained import from_pretrained as from_pretrained, quiet as quiet
+    from luthier.models.saved_adapters import adapter_readers as adapter_readers, peft_kind as peft_kind
+    from luthier.models.saving import save_model as save_model
+    from luthier.models.score_head import (
+        NAME as NAME,
+        TASKS as TASKS,
+        ScoreHead as ScoreHead,
+        as_classifier as as_classifier,
+        attach_head as attach_head,
+        class_of as class_of,
+        head_name as head_name,
+        head_of as head_of,
+        load_head as load_head,
+        saved_kind as saved_kind,
+    )
+    from luthier.models.score_head_setup import check_head as check_head, give_head as give_head
+    from luthier.models.tokenizer import load_tokenizer as load_tokenizer
+else:
+    __getattr__, __dir__, __all__ = attach(__name__)

@@ -1,0 +1,56 @@
+"""The tokenizer of a model: loaded with a pad token and a chat template, and compared after saving."""
+
+from pathlib import Path
+from typing import Any
+
+from luthier.errors import ModelError
+from luthier.models import chat_templates as templates
+from luthier.models.pretrained import from_pretrained
+
+_PROBE = "The naïve café: 12 + 3 = 15.\n\tdef f(x): return x<|im_start|>"
+
+
+def load_tokenizer(base: str, revision: str | None = None, chat_template: str | None = None) -> Any:
+    """Return the tokenizer saved with `base`.
+
+    A missing pad token becomes the end token: a new one would change the vocabulary. Nothing may mask by
+    its id; lengths say where padding begins.
+
+    Args:
+        base: A folder or a hub name.
+        revision: Branch, tag or commit at the hub.
+        chat_template: A Jinja file, or the name of a template, that replaces the tokenizer's own template.
+
+    Raises:
+        ConfigError: There is no such template.
+        ModelError: There is no tokenizer, or it has no end token.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer = from_pretrained(AutoTokenizer, base, revision=revision)
+    if tokenizer.eos_token_id is None:
+        raise ModelError(f"{base}: its tokenizer has no end token; set eos_token in tokenizer_config.json")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if chat_template is not None:
+        tokenizer.chat_template = templates.chat_template(chat_template, tokenizer)
+    return tokenizer
+
+
+def verify_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """Check that the tokenizer saved in `folder` does what `tokenizer` does.
+
+    Raises:
+        ModelError: Ids, special tokens or chat template differ.
+    """
+    from transformers import AutoTokenizer
+
+    saved = from_pretrained(AutoTokenizer, str(folder))
+    for what, before, after in (
+        ("vocabulary", tokenizer.get_vocab(), saved.get_vocab()),
+        ("chat template", tokenizer.chat_template, saved.chat_template),
+        ("special tokens", tokenizer.special_tokens_map, saved.special_tokens_map),
+        ("ids of a sample text", tokenizer(_PROBE)["input_ids"], saved(_PROBE)["input_ids"]),
+    ):
+        if before != after:
+            raise ModelError(f"{folder}: the tokenizer read back has another {what}; it was not saved whole")

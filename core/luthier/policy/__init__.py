@@ -1,0 +1,25 @@
+"""From packs to log-probabilities: forward pass, attention, output head, references, generation."""
+
+from typing import TYPE_CHECKING
+
+from luthier.faces import attach
+
+if TYPE_CHECKING:
+    from luthier.policy.generation import (
+        Answer as Answer,
+        Decoding as Decoding,
+        answers as answers,
+        check_room as check_room,
+    )
+    from luthier.policy.model_policy import policy_of as policy_of
+    from luthier.policy.policy import Logprobs as Logprobs, Policy as Policy, undisturbed as undisturbed
+    from luthier.policy.references import (
+        References as References,
+        fingerprint as fingerprint,
+        keys_of as keys_of,
+        load_references as load_references,
+        other_references as other_references,
+        save_references as save_references,
+    )
+else:
+    __getattr__, __dir__, __all__ = attach(__name__)

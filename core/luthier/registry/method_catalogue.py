@@ -1,0 +1,166 @@
+"""The catalogue: which methods exist, who brought them, and what is wrong with those that do not load."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib.util
+import inspect
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Any
+
+import pluggy
+
+from luthier.contracts import KINDS, NAME, PROJECT, SPECIFICATIONS, Kind
+from luthier.errors import PluginError, unknown
+from luthier.registry.discovery import Plugin, plugins, unmet_core_requirement
+from luthier.registry.schema import check as check_options
+
+
+@dataclass(frozen=True)
+class Registered:
+    """A method class, its name, and the plugin that registered it."""
+
+    kind: str
+    name: str
+    cls: type[Any]
+    plugin: Plugin
+
+    def __str__(self) -> str:
+        return f"{self.plugin.provider} ({self.cls.__module__}.{self.cls.__qualname__})"
+
+
+class Catalogue:
+    """Every registered method, by kind and name.
+
+    Plugins load one by one: a broken one becomes an entry of `broken` and stops only a run that asks for it.
+    """
+
+    def __init__(self, plugins: list[Plugin]) -> None:
+        self.hooks = _manager()
+        self.broken: dict[str, str] = {}
+        self.config_packages: dict[str, str] = {}
+        self._methods: dict[tuple[str, str], list[Registered]] = defaultdict(list)
+        for plugin in plugins:
+            self._load(plugin)
+
+    def names(self, kind: str) -> list[str]:
+        """Return the sorted names registered for `kind`."""
+        return sorted(name for of, name in self._methods if of == kind)
+
+    def all(self) -> list[Registered]:
+        """Return every registration; a name registered twice appears twice."""
+        return [method for _, registered in sorted(self._methods.items()) for method in registered]
+
+    def find(self, kind: str, name: str) -> Registered:
+        """Return the one registration of `name`.
+
+        Raises:
+            PluginError: The name is unknown, its plugin is broken, or two plugins registered it.
+        """
+        registered = self._methods.get((kind, name), [])
+        if len(registered) == 1:
+            return registered[0]
+        if registered:
+            others = " and by ".join(str(method) for method in registered)
+            block = registered[-1].plugin.distribution
+            raise PluginError(
+                f"{kind} '{name}' is registered twice: by {others}. "
+                f"Uninstall one or set LUTHIER_BLOCKED={block}."
+            )
+        if reason := self.broken.get(f"{kind}.{name}"):
+            raise PluginError(f"{kind} '{name}' cannot be used: {reason}")
+        raise PluginError(unknown(kind, name, self.names(kind)))
+
+    def _load(self, plugin: Plugin) -> None:
+        try:
+            reason = unmet_core_requirement(plugin.requires)
+            if reason is None:
+                self._register(plugin, plugin.entry.load())
+        # A plugin is a stranger's code: whatever its import raises must not stop the others.
+        except Exception as error:  # noqa: BLE001
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        if reason is not None:
+            self.broken[plugin.entry.name] = f"{plugin.provider} {reason}"
+
+    def _register(self, plugin: Plugin, implementation: object) -> None:
+        trial = _manager()
+        trial.register(implementation, name=plugin.entry.name)
+        _check_hooks(trial, implementation)
+        collected: list[Registered] = []
+        for kind in KINDS.values():
+            getattr(trial.hook, kind.hook)(register=functools.partial(_collect, collected, plugin, kind))
+        packages = trial.hook.config_packages()
+        for package in packages:
+            if importlib.util.find_spec(package) is None:
+                raise PluginError(f"config_packages names {package}, which it does not bring")
+        # Nothing of a plugin counts until all of it is sound.
+        self.hooks.register(implementation, name=f"{plugin.distribution}:{plugin.entry.name}")
+        for method in collected:
+            self._methods[method.kind, method.name].append(method)
+        self.config_packages.update(dict.fromkeys(packages, plugin.provider))
+
+
+def _manager() -> pluggy.PluginManager:
+    manager = pluggy.PluginManager(PROJECT)
+    for spec in SPECIFICATIONS:
+        manager.add_hookspecs(spec)
+    return manager
+
+
+def _check_hooks(trial: pluggy.PluginManager, implementation: object) -> None:
+    known = [name for spec in SPECIFICATIONS for name in vars(spec) if name[0] != "_"]
+    for caller in trial.get_hookcallers(implementation) or []:
+        if caller.spec is None:
+            raise PluginError(unknown("hook", caller.name, known))
+        for impl in caller.get_hookimpls():
+            # pluggy 1.6 would pass the default instead of the caller's value.
+            if impl.kwargnames:
+                raise PluginError(f"hook '{caller.name}' must not give its arguments defaults")
+    if not trial.get_hookcallers(implementation):
+        raise PluginError("implements no hook; mark its functions with @luthier.hookimpl")
+
+
+def _collect(into: list[Registered], plugin: Plugin, kind: Kind, name: str, cls: type[Any]) -> None:
+    base = kind.base_class()
+    if not NAME.fullmatch(name):
+        raise PluginError(f"{kind.name} name '{name}' must match {NAME.pattern}")
+    if not (inspect.isclass(cls) and issubclass(cls, base)):
+        raise PluginError(
+            f"{kind.name} '{name}' must be a class that inherits luthier.{base.__name__}, got {cls!r}"
+        )
+    if not dataclasses.is_dataclass(cls) or not cls.__dataclass_params__.frozen:  # type: ignore[attr-defined]
+        raise PluginError(f"{kind.name} '{name}' must be a frozen dataclass: {cls.__qualname__}")
+    if missing := sorted(getattr(cls, "__abstractmethods__", ())):
+        raise PluginError(f"{kind.name} '{name}' leaves {', '.join(missing)} undefined: {cls.__qualname__}")
+    check_options(kind.name, name, cls)
+    into.append(Registered(kind.name, name, cls, plugin))
+
+
+@functools.cache
+def catalogue() -> Catalogue:
+    """Return the catalogue of the installed plugins, loaded once per process."""
+    return Catalogue(plugins())
+
+
+def require(requirements: list[str]) -> None:
+    """Check ``plugins.required`` entries such as ``"luthier-toy>=0.2"``.
+
+    Raises:
+        PluginError: A distribution is missing or has another version.
+    """
+    from importlib.metadata import PackageNotFoundError, version
+
+    from packaging.requirements import InvalidRequirement, Requirement
+
+    for text in requirements:
+        try:
+            wanted = Requirement(text)
+            actual = version(wanted.name)
+        except InvalidRequirement as error:
+            raise PluginError(f"plugins.required: '{text}' is not a requirement: {error}") from error
+        except PackageNotFoundError as error:
+            raise PluginError(f"plugins.required: {text} is not installed; pip install '{text}'") from error
+        if not wanted.specifier.contains(actual, prereleases=True):
+            raise PluginError(f"plugins.required: {text} is wanted, but {wanted.name} {actual} is installed")

@@ -1,0 +1,27 @@
+"""The YAML presets that Luthier and its plugins bring. Importing this module does not import torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib import resources
+from typing import TYPE_CHECKING
+
+from luthier.registry.method_catalogue import catalogue
+
+if TYPE_CHECKING:
+    from importlib.resources.abc import Traversable
+
+
+def presets(group: str) -> list[str]:
+    """Return the names of every package's presets of `group`, the built-in ones included."""
+    names = set()
+    for package in ("luthier_conf", *catalogue().config_packages):
+        names |= set(_yaml_files(resources.files(package) / group, ""))
+    return sorted(names)
+
+
+def _yaml_files(folder: Traversable, prefix: str) -> Iterator[str]:
+    for file in folder.iterdir() if folder.is_dir() else ():
+        if file.name.endswith(".yaml"):
+            yield f"{prefix}{file.name.removesuffix('.yaml')}"
+        yield from _yaml_files(file, f"{prefix}{file.name}/")

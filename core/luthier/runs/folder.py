@@ -1,0 +1,131 @@
+"""The run folder: opened for a new or a resumed run, trackers registered, errors reported."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from luthier import config as configs
+from luthier.errors import ConfigError
+from luthier.registry import catalogue
+from luthier.system import Processes
+
+SUMMARY = "summary.json"
+MEASURED = ("metrics.jsonl", "evaluations.jsonl", "checkpoints", "model")
+"""What only a run that trained, measured or merged something leaves."""
+
+
+class Silent:
+    """Stands for the lifecycle hooks in processes that do not speak."""
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda **_: None
+
+
+def hooks(processes: Processes) -> Any:
+    """Return what calls the lifecycle hooks: those of the plugins in the main process, silence elsewhere."""
+    return catalogue().hooks.hook if processes.main else Silent()
+
+
+@contextlib.contextmanager
+def run_folder(config: DictConfig, processes: Processes) -> Iterator[Path]:
+    """Open the run folder, register the configured trackers for the block, report what ends it.
+
+    Raises:
+        ConfigError: The folder holds a run that is not resumed, or cannot be written.
+    """
+    config.run_dir = processes.same(config.run_dir)
+    run_dir = Path(config.run_dir)
+    with _alone(run_dir) if processes.main and config.run_dir else contextlib.nullcontext():
+        yield from _opened(config, run_dir, processes)
+
+
+def _opened(config: DictConfig, run_dir: Path, processes: Processes) -> Iterator[Path]:
+    resuming = bool(config.get("resume")) and (run_dir / "config.yaml").exists()
+    held = any((run_dir / name).exists() for name in ("config.yaml", "model"))
+    if processes.same(not config.run_dir or (held and not resuming)):
+        raise ConfigError(
+            f"run_dir={config.run_dir} holds a run or a model already; choose another folder, or go on "
+            "with it: resume=auto"
+        )
+    trackers = []
+    if processes.main:
+        if not resuming:  # a resumed run's is written once it is known to be the same run
+            write_config(config, run_dir)
+        trackers = [configs.build("tracker", node) for node in (config.get("trackers") or {}).values()]
+    registry = catalogue().hooks
+    for tracker in trackers:
+        registry.register(tracker)
+    hook = hooks(processes)
+    try:
+        hook.after_config_composed(config=config)
+        yield run_dir
+    except BaseException as error:
+        hook.on_train_error(error=error)
+        if processes.main and not resuming:
+            _clear(run_dir)
+        raise
+    finally:
+        for tracker in trackers:
+            registry.unregister(tracker)
+
+
+@contextlib.contextmanager
+def _alone(run_dir: Path) -> Iterator[None]:
+    """Hold the folder for the block: two runs in one would replace each other's checkpoints."""
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(run_dir, os.O_RDONLY)
+    except OSError as error:
+        raise ConfigError(f"run_dir={run_dir} cannot be written: {error.strerror}") from error
+    try:
+        # Some network file systems have no locks; what they hold is not protected.
+        with contextlib.suppress(OSError):
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise ConfigError(
+                    f"run_dir={run_dir} is in use by a run that has not ended; wait for it, or choose another"
+                ) from error
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def finished(run_dir: Path) -> dict[str, Any] | None:
+    """Return the summary of a run that ended, or None."""
+    try:
+        summary: dict[str, Any] = json.loads((run_dir / SUMMARY).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return summary
+
+
+def write_config(config: DictConfig, run_dir: Path) -> None:
+    """Write ``config.yaml``.
+
+    Raises:
+        ConfigError: The folder cannot be written.
+    """
+    try:
+        draft = run_dir / "config.yaml.part"  # a kill must not leave half a config
+        OmegaConf.save(config, draft, resolve=True)
+        draft.replace(run_dir / "config.yaml")
+    except OSError as error:
+        raise ConfigError(f"run_dir={config.run_dir} cannot be written: {error.strerror}") from error
+
+
+def _clear(run_dir: Path) -> None:
+    """Leave no folder of a run that measured nothing, so that the mended command can use its name."""
+    measured = any((run_dir / name).exists() for name in MEASURED)
+    if not measured and not any(run_dir.glob("reference-*.safetensors")):
+        (run_dir / "config.yaml").unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            run_dir.rmdir()

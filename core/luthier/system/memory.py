@@ -1,0 +1,114 @@
+"""Memory as it is measured: the whole process's peak, and what a training run has in use."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import resource
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+_MAPS = Path("/proc/self/smaps")
+_before: dict[torch.device, float] = {}
+"""The peak of an accelerator up to the last `Watch` on it, MiB."""
+_ALWAYS = 30
+"""Looks that are always taken; each costs some milliseconds."""
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """Return the whole process's peak in MiB: allocated on an accelerator, resident on CPU."""
+    if device.type == "cuda":
+        return max(_allocated_mb(device), _before.get(device, 0.0))
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return used / 2**20 if sys.platform == "darwin" else used / 2**10
+
+
+def _allocated_mb(device: torch.device) -> float:
+    return float(torch.cuda.max_memory_allocated(device)) / 2**20
+
+
+class Watch:
+    """The most memory in use while a run trains.
+
+    On CUDA the allocator knows it. On CPU it is what is resident less what the C library keeps of freed
+    blocks, which no plan can know, seen at the moments `look` is called: when activations or gradients are at
+    their most.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device, self._highest, self._largest, self._looks = device, 0.0, 0, 0
+        if device.type == "cuda":
+            _before[device] = peak_memory_mb(device)
+            torch.cuda.reset_peak_memory_stats(device)
+
+    def look(self, tokens: int) -> None:
+        """Look now, a pack of `tokens` being in memory; passed over if larger ones were seen."""
+        if self._device.type == "cuda" or (self._looks >= _ALWAYS and tokens < self._largest):
+            return
+        self._looks, self._largest = self._looks + 1, max(self._largest, tokens)
+        self._highest = max(self._highest, in_use() or 0.0)
+
+    @property
+    def highest_mb(self) -> float | None:
+        """The most that was seen, MiB; None where the system does not say."""
+        if self._device.type == "cuda":
+            return _allocated_mb(self._device)
+        return self._highest / 2**20 or None
+
+
+def in_use() -> float | None:
+    """Return the bytes of this process that are in use; None where the system does not say."""
+    resident, free = _resident(), _free()
+    if resident is None or free is None:
+        return None
+    everything, given_back = resident
+    return everything - max(0.0, free() - given_back)
+
+
+def _resident() -> tuple[float, float] | None:
+    """Return the resident bytes, and those of the heap that are not: free ones that were given back."""
+    everything = given_back = 0.0
+    in_heap = False
+    try:
+        with _MAPS.open(encoding="utf-8") as lines:
+            for line in lines:
+                if line.startswith(("Rss:", "Size:")):
+                    size = 1024.0 * int(line.split()[1])
+                    is_resident = line.startswith("Rss:")
+                    everything += size * is_resident
+                    given_back += in_heap * (-size if is_resident else size)
+                elif not line[0].isupper():  # a mapping's own line begins with its address, in hexadecimal
+                    in_heap = line.rstrip().endswith("[heap]")
+    except OSError:
+        return None
+    return everything, given_back
+
+
+class _Mallinfo(ctypes.Structure):
+    # Eight sizes, then free bytes, then those at the end that could be given back.
+    _fields_ = [*((f"_{number}", ctypes.c_size_t) for number in range(8)), ("free", ctypes.c_size_t),
+                ("_last", ctypes.c_size_t)]  # fmt: skip
+
+
+@functools.cache
+def _free() -> Callable[[], float] | None:
+    """Return what says how many bytes glibc keeps of freed blocks; None for another C library."""
+    try:
+        info = ctypes.CDLL(None).mallinfo2
+    except (AttributeError, OSError, TypeError):
+        return None
+    info.restype = _Mallinfo
+    return lambda: float(info().free)
+
+
+def anonymous_bytes() -> float:
+    """Return the bytes of this process that no file stands behind; 0 where the system does not say."""
+    try:
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
+    except OSError:
+        return 0.0
+    sizes = [line.split()[1] for line in status.splitlines() if line.startswith("RssAnon:")]
+    return 1024.0 * int(sizes[0]) if sizes else 0.0

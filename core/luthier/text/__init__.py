@@ -1,0 +1,12 @@
+"""Messages and text, to token ids and back."""
+
+from typing import TYPE_CHECKING
+
+from luthier.faces import attach
+
+if TYPE_CHECKING:
+    from luthier.text.codec import Codec as Codec, Prompt as Prompt
+    from luthier.text.json_values import parse_json as parse_json
+    from luthier.text.messages import Message as Message, is_empty as is_empty
+else:
+    __getattr__, __dir__, __all__ = attach(__name__)

@@ -1,0 +1,1 @@
+"""The commands that are plugins, a folder each."""

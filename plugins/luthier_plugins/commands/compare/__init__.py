@@ -1,0 +1,1 @@
+"""Runs compared: the table that ends a multirun."""

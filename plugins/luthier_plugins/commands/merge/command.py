@@ -1,0 +1,62 @@
+"""The command `merge` and its options."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING, DictConfig
+
+from luthier.commands import check_evaluation, check_positive
+from luthier.config import PluginsConfig, ScoringConfig
+from luthier.contracts import Command, option
+
+
+@dataclass
+class MergeConfig:
+    """Merge several models, or adapters, into one: tensor by tensor, in the memory that is allowed.
+
+    Models are transformers folders, hub names, runs of Luthier and PEFT adapters. The same options and models
+    give the same bytes, whatever the shards, threads and memory. A merge that was interrupted goes on with
+    ``resume=auto``. Held-out tasks to score with: ``+data@tasks.NAME=SOURCE tasks.NAME.OPTION=…``.
+    """
+
+    models: Any = option(MISSING, "'[FOLDER, FOLDER]', or with names 'models={one: FOLDER, two: FOLDER}'.")
+    base: str | None = option(
+        None, "The model they were tuned from, where the merger needs it; null: the adapters' own."
+    )
+    merger: Any = MISSING
+    result: str = option("model", "model, or with adapters as models: adapter.")
+    rank: int | None = option(None, "Rank of the adapter; null: as high as makes it exact.")
+    dtype: str = option("auto", "What is written: float32, bfloat16, float16; auto: the widest there is.")
+    missing: str = option(
+        "refuse",
+        "Tensors that not all models have: refuse, present (merge those there are), base (take the base's).",
+    )
+    check: str = option(
+        "read",
+        "Of the result: read (its bytes back), or load (by transformers, and run; it must fit max_memory).",
+    )
+    max_memory: float = option(2.0, "GiB of memory that no file stands behind, the program's own included.")
+    threads: int | None = option(None, "Tensors merged at a time; null: as many as torch uses threads.")
+    shard_gb: float = option(5.0, "Largest file in GB (10⁹ bytes).")
+    greedy: bool = option(
+        False,
+        "Begin with the model that scores best on `tasks`, and add another only if the score does not drop.",
+    )
+    tasks: dict[str, Any] = option(
+        {}, "Held-out tasks by name: data sources, e.g. +data@tasks.sums=sums_held_out."
+    )
+    evaluation: ScoringConfig = field(default_factory=ScoringConfig)
+    plugins: PluginsConfig = field(default_factory=PluginsConfig)
+    pack_tokens: int = option(2048, "Tokens one forward pass of the scoring may hold.")
+    run_dir: str = option(
+        "runs/${now:%Y-%m-%d_%H-%M-%S}", "Folder: config, summary, and the result in model/."
+    )
+    resume: str | None = option(None, "auto: go on with what run_dir holds of this merge, if anything.")
+
+
+def _check(config: DictConfig) -> None:
+    check_positive(config, "pack_tokens")
+    check_evaluation(config)
+
+
+COMMAND = Command("luthier_plugins.commands.merge.run.merging:merge", MergeConfig, check=_check)

@@ -1,0 +1,1 @@
+"""What a merge reads and writes: weights, adapters, shards, hashes, its journal."""

@@ -1,0 +1,1 @@
+"""What a merge will do, checked before anything is written."""

@@ -1,0 +1,74 @@
+"""The model that a merge must fit: as transformers builds it from a config, without weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, cast
+
+import torch
+
+from luthier.errors import ModelError
+from luthier.models import class_of, from_pretrained, quiet, saved_kind
+from luthier_plugins.commands.merge.io.inputs import MergeInput
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def empty_model(of: MergeInput) -> PreTrainedModel:
+    """Return the model of a checkpoint's config, without weights: a language model, or with a head of scores.
+
+    Raises:
+        ModelError: transformers does not know it.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = from_pretrained(AutoConfig, str(of.checkpoint.folder))
+    kind = saved_kind(getattr(config, "architectures", None))
+    try:
+        with torch.device("meta"), quiet():
+            model = (class_of(kind) if kind else AutoModelForCausalLM).from_config(config)
+    except (ValueError, KeyError, RuntimeError) as error:
+        raise ModelError(f"{of.checkpoint.folder}: transformers builds no model of it: {error}") from error
+    return cast("PreTrainedModel", model)
+
+
+def may_tie(model: MergeInput) -> bool:
+    """Whether a tensor of `model`, stored or adapted, may be another one under a second name.
+
+    Those are embeddings and output heads: as many rows as there are tokens.
+    """
+    config = model.config.get("text_config") or model.config
+    if config.get("tie_word_embeddings") is False:
+        return False
+    rows = config.get("vocab_size")
+    large = [name for name, tensor in model.tensors.items() if rows is None or rows in tensor.shape]
+    return len(large) > 1 or any(map(model.adapts, large))
+
+
+def tied_names(model: PreTrainedModel) -> Mapping[str, str]:
+    """Return tensors that are another one under a second name → that one."""
+    if not model.config.get_text_config().tie_word_embeddings:
+        return {}
+    return dict(getattr(model, "all_tied_weights_keys", None) or {})
+
+
+def check_names(where: str, shapes: Mapping[str, tuple[int, ...]], skeleton: PreTrainedModel) -> None:
+    """Compare names and shapes of tensors with those of the model that transformers builds.
+
+    Args:
+        where: What has the tensors, for the message.
+        shapes: Theirs.
+        skeleton: The model.
+
+    Raises:
+        ModelError: One is missing, or of another shape.
+    """
+    tied = getattr(skeleton, "all_tied_weights_keys", None) or {}
+    for name, tensor in skeleton.state_dict().items():
+        if name in shapes:
+            if shapes[name] != tuple(tensor.shape):
+                raise ModelError(f"{where}: {name} is {list(shapes[name])}, not {list(tensor.shape)}")
+        # Some checkpoints have their tensors without the prefix of the base model.
+        elif name not in tied and name.removeprefix(f"{skeleton.base_model_prefix}.") not in shapes:
+            raise ModelError(f"{where}: {name} is missing, which {type(skeleton).__name__} has")

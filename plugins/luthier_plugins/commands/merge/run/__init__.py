@@ -1,0 +1,1 @@
+"""The merge itself: tensor by tensor, in parallel, scored where asked."""

@@ -1,0 +1,44 @@
+"""The command `plan` and its options."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from omegaconf import DictConfig
+
+from luthier.commands import TrainConfig, check_training
+from luthier.contracts import Command, option
+from luthier.errors import ConfigError
+
+
+@dataclass
+class PlanConfig(TrainConfig):
+    """Say what a run takes and what fits, from the model's shapes: no weight is downloaded or loaded.
+
+    Takes the options of ``train``: put ``plan`` in its place. No rows are needed: a pack is one row of
+    `pack_tokens` tokens, all of them supervised, and a step has several packs. For another machine than this
+    one: ``model.device=cuda memory_gb=48 tflops=300``.
+    """
+
+    data: Any = None
+    memory_gb: float | None = option(None, "Memory of the device in GB (10⁹ bytes); null: this machine's.")
+    tflops: float | None = option(None, "Speed of the device in TFLOP/s; null: a product is timed here.")
+    efficiency: float = option(0.5, "Share of that speed that training reaches.")
+    tokens: float | None = option(None, "Tokens to train on; null: a pack for each of max_steps; a million.")
+    json: str | None = option(None, "A file to write the plan to.")
+
+
+def _check(config: DictConfig) -> None:
+    for key in ("memory_gb", "tflops", "efficiency", "tokens"):
+        if config[key] is not None and not 0 < config[key] < math.inf:
+            raise ConfigError(f"{key}={config[key]} must be positive")
+    check_training(config)
+
+
+COMMAND = Command(
+    "luthier_plugins.commands.plan.planning:plan",
+    PlanConfig,
+    multirun="ranks the methods itself",
+    loads_weights=False,
+    check=_check,
+)

@@ -1,0 +1,39 @@
+"""Tables of what is installed."""
+
+from __future__ import annotations
+
+from luthier.registry import catalogue, plugins, unmet_core_requirement
+from luthier_toolkits.terminal import plain_console, plain_table
+
+
+def show_metadata() -> int:
+    """Print every plugin from entry-point metadata; nothing of a plugin is imported."""
+    table = plain_table("kind", "method", "from", "module")
+    wrong = []
+    for plugin in plugins():
+        table.add_row(plugin.kind or "·", plugin.method, plugin.provider, plugin.entry.value)
+        if reason := unmet_core_requirement(plugin.requires):
+            wrong.append(f"{plugin.entry.name}: {plugin.provider} {reason}")
+    console = plain_console()
+    console.print(table)
+    for line in wrong:
+        console.print(f"[red]{line}[/]", highlight=False)
+    return 1 if wrong else 0
+
+
+def show_loaded() -> int:
+    """Import every plugin and print what it registered, or why it is broken."""
+    registry = catalogue()
+    table = plain_table("kind", "method", "from", "what it is")
+    for method in registry.all():
+        table.add_row(
+            method.kind,
+            method.name,
+            method.plugin.provider,
+            (method.cls.__doc__ or "").strip().split("\n")[0],
+        )
+    console = plain_console()
+    console.print(table)
+    for name, reason in registry.broken.items():
+        console.print(f"[red]broken[/] {name}: {reason}", highlight=False)
+    return 1 if registry.broken else 0

@@ -1,0 +1,1 @@
+"""Formats that models come in besides safetensors."""

@@ -1,0 +1,1 @@
+"""GGUF files as models: converted once into a cached transformers folder."""

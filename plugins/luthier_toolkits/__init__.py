@@ -1,0 +1,1 @@
+"""What several methods, or a method of a stranger, share."""
