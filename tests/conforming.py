@@ -9,8 +9,8 @@ import datasets
 import pytest
 import torch
 
-from luthier.saving import save_model
-from luthier.score_head import attach_head
+from luthier.models.saving import save_model
+from luthier.models.score_head import attach_head
 from luthier.testing import (
     DataSourceSuite,
     ObjectiveSuite,
@@ -28,15 +28,15 @@ from luthier_plugins.data_sources.jsonl import JsonLines
 from luthier_plugins.data_sources.mixture import Mixture
 from luthier_plugins.data_sources.parquet import Parquet
 from luthier_plugins.data_sources.reasoning_gym import ReasoningGym
-from luthier_plugins.objectives.reward import Reward
-from luthier_plugins.optimisers.galore import GaLore
+from luthier_plugins.objectives.reward.reward import Reward
+from luthier_plugins.optimisers.galore.galore import GaLore
 from luthier_plugins.optimisers.paged_adamw import PagedAdamW
 from luthier_plugins.optimisers.paged_adamw_8bit import PagedAdamW8bit
 from luthier_plugins.reward_models.function import Function
 from luthier_plugins.reward_models.outcome import Outcome
 from luthier_plugins.reward_models.process import Process
 from luthier_plugins.reward_models.verifier import Verifier
-from luthier_plugins.trackers.wandb import WandB
+from luthier_plugins.trackers.wandb.wandb import WandB
 
 ROWS = [{"prompt": f"{n} + 1 =", "completion": f" {n + 1}"} for n in range(3)]
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from luthier import compose, hookimpl, train
-from luthier.catalogue import catalogue
+from luthier.registry.method_catalogue import catalogue
 from luthier.testing.models import BOS, END, START, TEMPLATE, tiny_gpt2, tiny_llama, tiny_tokenizer
 
 __all__ = ["BOS", "END", "START", "TEMPLATE", "tiny_gpt2", "tiny_llama", "tiny_tokenizer"]

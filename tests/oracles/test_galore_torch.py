@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from luthier_plugins.optimisers.galore import GaLore
+from luthier_plugins.optimisers.galore.galore import GaLore
 
 galore_torch = pytest.importorskip("galore_torch")
 # They add eps before they correct the second moment's bias, Luthier and torch after: tiny, it is the same.

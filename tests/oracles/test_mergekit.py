@@ -9,7 +9,9 @@ import torch
 from safetensors.torch import load_file
 
 from helpers import tiny_llama, tiny_tokenizer
-from luthier import compose, kept_at_random, merge
+from luthier import compose
+from luthier_plugins.commands.merge import merge
+from luthier_plugins.mergers.dare.random_mask import kept_at_random
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # it imports numpy.core

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from helpers import tiny_gpt2, tiny_llama
+from luthier.adapters.linear_adapter import adapted_layers
+from luthier.adapters.peft_folder import load_adapter
 from luthier.errors import ModelError
-from luthier.linear_adapter import adapted_layers
-from luthier.peft_folder import load_adapter
 from luthier_plugins.adapters.lora import LoRA
 
 peft = pytest.importorskip("peft")

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from helpers import tiny_gpt2, tiny_llama
-from luthier.linear_adapter import adapted_layers, fold
-from luthier.peft_folder import load_adapter
-from luthier_plugins.adapters.dora import DoRA
+from luthier.adapters.linear_adapter import adapted_layers, fold
+from luthier.adapters.peft_folder import load_adapter
+from luthier_plugins.adapters.dora.dora import DoRA
 from luthier_plugins.adapters.lora import LoRA
 
 peft = pytest.importorskip("peft")

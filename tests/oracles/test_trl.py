@@ -14,12 +14,12 @@ import torch
 
 from helpers import tiny_llama, tiny_tokenizer
 from luthier import Codec, Pack, Policy, Row
-from luthier.parallel import Processes
-from luthier.pooling import pooled
-from luthier.references import References, keys_of
+from luthier.engine.pooling import pooled
+from luthier.policy.references import References, keys_of
+from luthier.system.processes import Processes
 from luthier_plugins.objectives.dpo import DPO
 from luthier_plugins.objectives.ipo import IPO
-from luthier_plugins.objectives.kto import KTO
+from luthier_plugins.objectives.kto.kto import KTO
 from luthier_plugins.objectives.orpo import ORPO
 from luthier_plugins.objectives.simpo import SimPO
 

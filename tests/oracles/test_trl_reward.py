@@ -8,9 +8,9 @@ from transformers import AutoModelForSequenceClassification
 
 from helpers import START, tiny_llama, tiny_tokenizer
 from luthier import Codec, Pack, Policy, Row
-from luthier.saving import save_model
-from luthier.score_head import attach_head
-from luthier_plugins.objectives.reward import Reward
+from luthier.models.saving import save_model
+from luthier.models.score_head import attach_head
+from luthier_plugins.objectives.reward.reward import Reward
 
 trl = pytest.importorskip("trl")
 datasets = pytest.importorskip("datasets")

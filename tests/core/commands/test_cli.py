@@ -1,0 +1,183 @@
+"""The command line as a person uses it: real processes, exit status, one line for a mistake."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from helpers import save_tiny, write_rows
+from luthier.commands.cli import _interrupted_afterwards, dispatch, report
+from luthier.commands.launch import _Jobs
+from luthier.errors import LuthierError
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("cli")
+    save_tiny(path / "base")
+    rows = [{"prompt": f"{i} + 1 =", "completion": f" {i + 1}"} for i in range(16)]
+    write_rows(path / "rows.jsonl", rows)
+    return path
+
+
+def luthier(folder, *arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "luthier", *arguments],
+        cwd=folder, capture_output=True, text=True, check=False, env={**os.environ, "COLUMNS": "200"},
+    )  # fmt: skip
+
+
+TINY = ["model.path=base", "data=jsonl", "data.path=rows.jsonl", "batch_size=8", "model.dtype=float32"]
+
+
+def test_a_multirun_leaves_a_folder_and_a_row_of_the_table_for_every_combination(folder):
+    # users.md row 40: jobs that share a process or a folder.
+    done = luthier(
+        folder, "train", "-m", *TINY, "max_steps=2", "adapter=lora,full", "optimiser.lr=1e-4,3e-4",
+        "hydra.sweep.dir=sweep",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    summaries = sorted(folder.glob("sweep/*/summary.json"))
+    assert [path.parent.name for path in summaries] == ["0", "1", "2", "3"]
+    trained = [json.loads(path.read_text())["trainable_parameters"] for path in summaries]
+    assert trained[0] == trained[1] < trained[2] == trained[3]
+    for row in ("adapter=lora optimiser.lr=0.0001", "adapter=full optimiser.lr=0.0003"):
+        assert row in done.stdout
+
+
+def test_a_failed_job_does_not_stop_the_others_and_shows_in_the_table(folder):
+    done = luthier(
+        folder,
+        "train",
+        *TINY,
+        "-m",
+        "max_steps=1",
+        "data.path=nowhere.jsonl,rows.jsonl",
+        "hydra.sweep.dir=half",
+    )
+    assert done.returncode == 1
+    assert "nowhere.jsonl: there is no such file" in done.stderr
+    assert (folder / "half" / "1" / "summary.json").exists()
+    assert "failed" in done.stdout
+
+
+def test_jobs_are_told_apart_in_the_words_that_were_typed():
+    jobs = _Jobs("merge")
+    jobs.folders = [([f"++merger.weights.a={weight}", "merger=soup"], Path(str(weight))) for weight in (1, 2)]
+    assert [told for told, _ in jobs.told_apart()] == ["merger.weights.a=1", "merger.weights.a=2"]
+
+
+def test_a_run_prints_what_it_does_and_where_the_result_is(folder):
+    done = luthier(folder, "train", *TINY, "max_steps=2", "run_dir=shown")
+    assert done.returncode == 0, done.stderr
+    assert "16 rows" in done.stdout
+    assert "step 2/2 · loss" in done.stdout
+    assert "tok/s" in done.stdout
+    assert "result: " in done.stdout
+    assert (folder / "shown" / "model" / "adapter_model.safetensors").exists()
+
+
+def test_a_result_is_evaluated_by_its_folder(folder):
+    luthier(folder, "train", *TINY, "max_steps=1", "run_dir=trained")
+    done = luthier(
+        folder, "evaluate", "model.path=trained/model", "data=jsonl", "data.path=rows.jsonl",
+        "run_dir=judged", "evaluation.max_new_tokens=2", "model.dtype=float32",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "held out: loss" in done.stdout
+    assert "of 16 right" in done.stdout
+    assert "  answer  " in done.stdout
+    assert json.loads((folder / "judged" / "summary.json").read_text())["rows"] == 16
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["trian"], "unknown verb 'trian': did you mean 'train'?"),
+        (["train", *TINY, "adapter.rnk=4"], "unknown option 'adapter.rnk': did you mean 'adapter.rank'?"),
+        (["train", *TINY, "adapter=lroa"], "luthier: unknown adapter 'lroa': did you mean 'lora'?"),
+        (["train", *TINY, "adapter=lora,full"], "adapter=lora,full: several values need -m"),
+        (["train", *TINY, "data.path=nowhere.jsonl"], "nowhere.jsonl: there is no such file"),
+        (["train", *TINY, "model.path=nowhere/base"], "nowhere/base"),
+        (["train", *TINY, "batch_size=[", "max_steps=1"], "batch_size=["),
+        (["train", *TINY, "batch_size=0"], "batch_size=0 must be positive"),
+        (["train", *TINY, "run_dir=rows.jsonl/x"], "rows.jsonl/x: Not a directory"),
+        (["train", *TINY, f"model.path={'a' * 300}"], "File name too long"),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_2(folder, arguments, told):
+    done = luthier(folder, *arguments)
+    assert done.returncode == 2
+    assert told in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_ctrl_c_while_modules_are_imported_counts_afterwards():
+    with (
+        pytest.raises(KeyboardInterrupt),
+        _interrupted_afterwards(),
+        contextlib.suppress(KeyboardInterrupt),  # as a module might
+    ):
+        signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_ctrl_c_pressed_twice_counts_at_once():
+    went_on = []
+
+    def press_twice():
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        went_on.append(True)
+
+    with pytest.raises(KeyboardInterrupt), _interrupted_afterwards():
+        press_twice()
+    assert not went_on
+
+
+def test_help_lists_groups_choices_and_options_with_their_defaults(folder, capsys):
+    assert dispatch(["train", "adapter=lora", "--help"]) == 0
+    text = capsys.readouterr().out
+    for shown in (
+        "adapter",
+        "full, lora",
+        "json, jsonl, mixture",
+        "pack_tokens",
+        "adapter.rank",
+        "quickstart",
+    ):
+        assert shown in text
+    assert dispatch(["--help"]) == 0
+    assert "train" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [["--nope"], ["nope"], ["new", "merger"], ["new", "merger", "a", "b"]])
+def test_a_mistake_under_plugins_is_one_line(arguments, capsys):
+    assert report(lambda: dispatch(["plugins", *arguments])) == 2
+    errors = capsys.readouterr().err
+    assert errors.count("\n") == 1
+    assert errors.endswith("--help)\n")
+
+
+def test_plugins_lists_and_loads(capsys):
+    assert dispatch(["plugins"]) == 0
+    assert "luthier_plugins.adapters.lora" in capsys.readouterr().out.replace("\n", "")
+    assert dispatch(["plugins", "--load"]) == 0
+    assert "broken" not in capsys.readouterr().out
+
+
+def test_a_traceback_is_shown_only_when_asked(monkeypatch, capsys):
+    def fail() -> int:
+        raise LuthierError("what, where, how")
+
+    assert report(fail) == 2
+    assert capsys.readouterr().err == "luthier: what, where, how\n"
+    monkeypatch.setenv("LUTHIER_TRACEBACK", "1")
+    with pytest.raises(LuthierError):
+        report(fail)

@@ -1,0 +1,60 @@
+"""Earlier stages of a run: done in order, once, in processes of their own."""
+
+import json
+
+import pytest
+
+from helpers import save_tiny, write_rows
+from luthier import ConfigError, LuthierError, compose, train
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("staged")
+    save_tiny(path / "base")
+    write_rows(path / "rows.jsonl", [{"prompt": f"{a} then", "completion": a} for a in "abcd"])
+    return path
+
+
+def given(folder, run, *more):
+    rows = f"data=jsonl data.path={folder}/rows.jsonl tracker=[]"
+    stages = {
+        "sft": f"train model.path={folder}/base max_steps=2 {rows} run_dir=${{run_dir}}/sft",
+        "answers": f"sample model.path=${{run_dir}}/sft data=jsonl data.path={folder}/rows.jsonl n=2 "
+        "max_new_tokens=2 out=${run_dir}/answers.jsonl",
+    }
+    return compose("train", [
+        "model.path=${run_dir}/sft", *rows.split(), "max_steps=1", f"run_dir={run}", "resume=auto",
+        *(f"stages.{name}='{line}'" for name, line in stages.items()), *more,
+    ])  # fmt: skip
+
+
+def test_stages_run_in_order_and_once(folder, tmp_path, capfd):
+    run = tmp_path / "run"
+    result = train(given(folder, run))
+    assert json.loads((run / "sft/summary.json").read_text())["steps"] == 2
+    assert len((run / "answers.jsonl").read_text().splitlines()) == 8
+    assert result.steps == 1
+    shown = capfd.readouterr().out
+    assert shown.index("stage 1 of 2, sft: luthier train") < shown.index(
+        "stage 2 of 2, answers: luthier sample"
+    )
+    made = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
+    again = train(given(folder, run))
+    assert again.steps == 1
+    assert made == {path: path.stat().st_mtime_ns for path in made}
+
+
+def test_a_stage_that_fails_is_named_and_the_rest_is_not_run(folder, tmp_path, capfd):
+    run = tmp_path / "run"
+    broken = f"stages.sft='train model.path={folder}/nowhere data=jsonl data.path=x run_dir=${{run_dir}}/sft'"
+    with pytest.raises(LuthierError, match=r"stages.sft ended with status 2"):
+        train(given(folder, run, broken))
+    assert "nowhere" in capfd.readouterr().err
+    assert not (run / "answers.jsonl").exists()
+    assert not (run / "config.yaml").exists()
+
+
+def test_a_command_that_is_none_is_refused(folder, tmp_path):
+    with pytest.raises(ConfigError, match=r"stages.sft: unknown verb 'trian': did you mean 'train'"):
+        train(given(folder, tmp_path / "run", "stages.sft='trian recipe=quickstart'"))

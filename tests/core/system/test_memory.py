@@ -1,0 +1,59 @@
+"""Memory in use: what is held counts, what was freed does not, whether the allocator keeps it or not."""
+
+import ctypes
+import sys
+
+import pytest
+import torch
+
+from luthier.system.memory import Watch, in_use, peak_memory_mb
+
+MB = 2**20
+pytestmark = pytest.mark.skipif(in_use() is None, reason="this system does not say what is in use")
+
+
+def test_blocks_that_are_freed_are_not_in_use_though_the_process_keeps_them():
+    before = in_use()
+    blocks = [torch.ones(MB // 4) for _ in range(100)]  # of a size that glibc takes from its heap
+    assert in_use() - before == pytest.approx(100 * MB, rel=0.05)
+    del blocks[::2]  # holes, which cannot be given back
+    assert in_use() - before == pytest.approx(50 * MB, rel=0.05)
+    ctypes.CDLL(None).malloc_trim(0)  # free, but no longer resident
+    assert in_use() - before == pytest.approx(50 * MB, rel=0.05)
+    large = torch.ones(25 * MB)
+    assert in_use() - before == pytest.approx(150 * MB, rel=0.05)
+    del large
+
+
+def test_a_watch_remembers_the_most_it_saw():
+    watch = Watch(torch.device("cpu"))
+    assert watch.highest_mb is None
+    large = torch.ones(25 * MB)
+    watch.look(10)
+    del large
+    watch.look(10)
+    assert watch.highest_mb == pytest.approx(in_use() / MB + 100, rel=0.05)
+    assert watch.highest_mb <= peak_memory_mb(torch.device("cpu"))
+
+
+def test_smaller_packs_are_passed_over_after_a_while(monkeypatch):
+    looks = []
+    monkeypatch.setattr("luthier.system.memory.in_use", lambda: looks.append(1) or 1.0)
+    watch = Watch(torch.device("cpu"))
+    for _ in range(100):
+        watch.look(50)
+    often = len(looks)
+    assert often == 100  # none is smaller than the largest
+    for _ in range(100):
+        watch.look(49)
+    assert len(looks) == often
+
+
+def test_another_system_says_nothing(monkeypatch):
+    monkeypatch.setattr("luthier.system.memory._resident", lambda: None)
+    assert in_use() is None
+    watch = Watch(torch.device("cpu"))
+    watch.look(1)
+    assert watch.highest_mb is None
+    monkeypatch.setattr(sys, "platform", "darwin")  # which counts in bytes
+    assert peak_memory_mb(torch.device("cpu")) > 0
