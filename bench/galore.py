@@ -25,7 +25,7 @@ from transformers import AutoModelForCausalLM
 import luthier
 from bench import data, machine
 from bench.side_by_side import ROOT
-from luthier.subspace import cold_basis, exact_basis, warm_basis
+from luthier_plugins.optimisers.galore import cold_basis, exact_basis, warm_basis
 
 SUFFIXES = ("self_attn.q_proj", "self_attn.k_proj", "mlp.gate_proj", "mlp.down_proj")
 ROWS = 32
@@ -80,7 +80,7 @@ def real_gradients(smoke: bool) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         save_file(make_gradients(smoke), path)
     found = load_file(path)
     names = [key.removeprefix("before.") for key in found if key.startswith("before.")]
-    return {name: (found[f"before.{name}"], found[f"after.{name}"]) for name in names}
+    return {name: (found[f"stages.{name}"], found[f"after.{name}"]) for name in names}
 
 
 def make_gradients(smoke: bool) -> dict[str, torch.Tensor]:
@@ -99,7 +99,7 @@ def make_gradients(smoke: bool) -> dict[str, torch.Tensor]:
             model(ids, labels=labels).loss.backward()
         return {name: model.get_parameter(name).grad.clone() for name in names}
 
-    kept = {f"before.{name}": gradient for name, gradient in backward(0, 4).items()}
+    kept = {f"stages.{name}": gradient for name, gradient in backward(0, 4).items()}
     for step in range(8):
         optimiser.step()
         optimiser.zero_grad()
@@ -173,7 +173,7 @@ def train_steps(options: argparse.Namespace, layerwise: bool) -> Steps:
         overrides = [
             f"model.path={data.model_folder(options.smoke)}", "model.dtype=float32", "data=jsonl",
             f"data.path={rows}", "adapter=full", "optimiser=galore", f"optimiser.rank={options.rank}",
-            "optimiser.lr=1e-5", f"optimiser.layerwise={layerwise}", "clip_norm=null", "batch_size=4",
+            "optimiser.lr=1e-5", f"optimiser.layerwise={layerwise}", "max_grad_norm=null", "batch_size=4",
             "pack_tokens=1536", f"max_steps={options.steps}", "log_every=1", "tracker=[metrics]",
             "checkpoint.every=0", f"run_dir={work}/run",
         ]  # fmt: skip

@@ -37,7 +37,7 @@ class Job:
     epochs: int = 1
     batch_size: int = 4
     learning_rate: float = 1e-4
-    clip_norm: float = 1.0
+    max_grad_norm: float = 1.0
     rank: int = 16
     alpha: int = 32
     beta: float = 0.1

@@ -17,10 +17,9 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 
-from luthier.bnb import require
-from luthier.config import build_method
-from luthier.model import ModelConfig, load_model
-from luthier.tokenizer import load_tokenizer
+from luthier.config import ModelConfig, build_method
+from luthier.models import load_model, load_tokenizer
+from luthier_toolkits.bitsandbytes import require
 
 QUANTISED = re.compile(r"\.layers\.\d+\..*_proj\.")
 

@@ -17,7 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from bench import data
 from bench.merge_commands import LABELS
-from luthier.shard_writer import ShardWriter, lay_out, write_index
+from luthier_plugins.commands.merge import ShardWriter, lay_out, write_index
 
 MOVED = 0.01
 """Norm of what a copy learnt, its matrix's being 1."""

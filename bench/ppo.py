@@ -63,7 +63,7 @@ def ppo(model: list[str], reward: Path, run: Path, options: argparse.Namespace) 
     """Train with PPO and return what it took."""
     luthier(
         options.threads, "train", *model, *problems(64 * options.rollouts), "objective=ppo",
-        "objective.reuse=1", f"objective.max_new_tokens={options.tokens}", "reward_model=[outcome]",
+        "objective.rollout_epochs=1", f"objective.max_new_tokens={options.tokens}", "reward_model=[outcome]",
         f"reward_models.outcome.model={reward}", *COMMON, f"run_dir={run}",
     )  # fmt: skip
     steps = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

@@ -67,8 +67,9 @@ def with_others(encoded: list[dict[str, Any]], job: Job) -> list[dict[str, Any]]
     """Return the ids of every row, each followed by its prompt with the completion of another row."""
     import luthier
     from bench.contenders.luthier_sft import overrides
-    from luthier.model import load_model_tokenizer
-    from luthier.run_data import objective_of, training_rows
+    from luthier.data import training_rows
+    from luthier.engine import objective_of
+    from luthier.models import load_model_tokenizer
 
     config = luthier.compose("train", overrides(job))
     trees = training_rows(config, load_model_tokenizer(config.model), objective_of(config)).data.trees
@@ -101,9 +102,9 @@ def prepare_adapters(job: Job, smoke: bool) -> None:
 
     import luthier
     from bench.contenders.luthier_sft import overrides
+    from luthier.adapters import adapted_layers
     from luthier.config import build
-    from luthier.linear_adapter import adapted_layers
-    from luthier.model import load_model
+    from luthier.models import load_model
 
     config = luthier.compose("train", overrides(job))
     adapter, model = build("adapter", config.adapter), load_model(config.model, train_base=False).model

@@ -19,8 +19,8 @@ from bench import data, machine, sft
 from bench.report import markdown
 from bench.side_by_side import ROOT
 from luthier import Candidate, Codec, Policy
-from luthier.judge import Judge
-from luthier.score_head import as_classifier, attach_head
+from luthier.models import as_classifier, attach_head
+from luthier_toolkits.rewards import RewardNetwork
 
 APART = 1e-3
 """How far apart, in fp32, two ways may score a candidate."""
@@ -53,9 +53,9 @@ def candidates(options: argparse.Namespace, n: int) -> list[list[Candidate]]:
     return [[Candidate(row["prompt"], text) for text in own] for row, own in zip(rows, varied, strict=True)]
 
 
-def by_transformers(model: torch.nn.Module, judge: Judge, own: list[Candidate]) -> torch.Tensor:
+def by_transformers(model: torch.nn.Module, judge: RewardNetwork, own: list[Candidate]) -> torch.Tensor:
     """Score the candidates of one prompt as a padded batch of transformers' class."""
-    from luthier.judge import answer_tree
+    from luthier_toolkits.rewards import answer_tree
 
     trees = [answer_tree(one, judge.codec) for one in own]
     rows = [[*tree.prompt, *tree.branches[0].ids] for tree in trees]
@@ -79,7 +79,7 @@ def main() -> int:
     attach_head(model, "sequence", torch.Generator().manual_seed(0))
     policy = Policy(model)
     policy.check()
-    judge = Judge(policy, Codec(tokenizer), None, 4096)
+    judge = RewardNetwork(policy, Codec(tokenizer), None, 4096)
     classifier = as_classifier(model)
     facts, worst = machine.describe(), 0.0
     for n in options.n:

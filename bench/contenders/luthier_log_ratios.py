@@ -9,21 +9,21 @@ import luthier
 from bench.contenders.luthier_sft import overrides
 from bench.gate import Logprobs
 from bench.job import Job, answer
+from luthier.adapters import PREFIX, WEIGHTS
+from luthier.commands import prepared
 from luthier.data import Sampler
-from luthier.parallel import Processes
-from luthier.peft_folder import PREFIX, WEIGHTS
-from luthier.training import _Training
-from luthier.tree import Pack, cut
+from luthier.system import Processes
+from luthier.trees import Pack, cut
 
 
 def run(job: Job) -> Logprobs:
     """Prepare a run, its reference pass included, load the adapter, and ask for the packs of every step."""
     torch.set_num_threads(job.threads)
     config = luthier.compose("train", overrides(job))
-    prepared = _Training.prepare(config, Path(job.work), Processes())
-    policy, trees, model = prepared.policy, prepared.data.trees, prepared.loaded.model
+    run = prepared(config, Path(job.work), Processes())
+    policy, trees, model = run.policy, run.rows.data.trees, run.loaded.model
     weights = load_file(Path(job.start) / WEIGHTS)
-    prepared.adapter.load_state(model, {name.removeprefix(PREFIX): one for name, one in weights.items()})
+    run.adapter.load_state(model, {name.removeprefix(PREFIX): one for name, one in weights.items()})
     model.train()
     sampler = Sampler(len(trees), config.batch_size, shuffle=False, seed=config.seed)
     found: dict[int, tuple[list[list[float]], list[float]]] = {}

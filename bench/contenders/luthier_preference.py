@@ -7,14 +7,14 @@ from typing import Any
 
 from bench.contenders.luthier_sft import trained
 from bench.job import Job, Measurement, answer, measure
-from luthier import training
+from luthier.commands import preparation
 
 
 @contextmanager
 def reference_timed() -> Iterator[list[float]]:
     """Yield the seconds that the reference passes of the block take, all that belongs to them included."""
     seconds: list[float] = []
-    measured = training.measured_in_training
+    measured = preparation.measured_in_training
 
     def timed(*arguments: Any) -> Any:
         began = time.perf_counter()
@@ -22,11 +22,11 @@ def reference_timed() -> Iterator[list[float]]:
         seconds.append(time.perf_counter() - began)
         return found
 
-    training.measured_in_training = timed
+    preparation.measured_in_training = timed
     try:
         yield seconds
     finally:
-        training.measured_in_training = measured
+        preparation.measured_in_training = measured
 
 
 def run(job: Job) -> Measurement:
@@ -34,7 +34,9 @@ def run(job: Job) -> Measurement:
     with reference_timed() as reference:
         step_ends, losses = trained(job)
     if len(reference) != 1:
-        raise RuntimeError(f"{len(reference)} reference passes were timed: has luthier.training changed?")
+        raise RuntimeError(
+            f"{len(reference)} reference passes were timed: has luthier.commands.preparation changed?"
+        )
     return measure(job, step_ends, losses, reference_seconds=reference[0])
 
 

@@ -38,7 +38,7 @@ def overrides(job: Job) -> list[str]:
         f"batch_size={job.batch_size}",
         "pack_tokens=1536",
         f"epochs={job.epochs}",
-        f"clip_norm={job.clip_norm}",
+        f"max_grad_norm={job.max_grad_norm}",
         "shuffle=false",
         f"seed={job.seed}",
         "log_every=1",

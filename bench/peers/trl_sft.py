@@ -82,7 +82,7 @@ def options(job: Job) -> dict[str, Any]:
         "lr_scheduler_type": "constant",
         "optim": "adamw_torch_fused",
         "weight_decay": 0.0,
-        "max_grad_norm": job.clip_norm,
+        "max_grad_norm": job.max_grad_norm,
         "bf16": job.precision == "bf16",
         "gradient_checkpointing": job.contender.endswith("-checkpointing"),
         "train_sampling_strategy": "sequential",
