@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from luthier_plugins.objectives.ppo import advantages
-from luthier_plugins.objectives.ppo.advantages import kl_estimate
+from luthier_plugins.objectives.ppo.advantages import advantages, kl_estimate
 
 
 def test_advantages_by_hand():
