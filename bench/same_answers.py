@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from luthier import Codec, Policy
+from luthier import Codec, ModelPolicy
 from luthier.config import EvaluationConfig, ModelConfig, build, prepare
 from luthier.evaluation import greedy
 from luthier.models import load_model
@@ -52,7 +52,7 @@ def main() -> None:
     rows = list(build("data_source", config.eval_data).rows())[: options.rows]
     prompts = [codec.prompt_ids(row.fields["prompt"]) for row in rows]
     settings = EvaluationConfig(max_new_tokens=config.evaluation.max_new_tokens, batch_size=1)
-    ours = [answer.said for answer in greedy(Policy(loaded.model), codec, prompts, settings)]
+    ours = [answer.said for answer in greedy(ModelPolicy(loaded.model), codec, prompts, settings)]
     theirs = peft_answers(options.run / "model", prompts, settings.max_new_tokens)
     same = sum(a == b for a, b in zip(ours, theirs, strict=True))
     print(f"{same} of {len(ours)} answers are the same in luthier and peft, e.g. {ours[:5]} and {theirs[:5]}")

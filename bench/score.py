@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from bench import data, machine, sft
 from bench.report import markdown
 from bench.side_by_side import ROOT
-from luthier import Candidate, Codec, Policy
+from luthier import Candidate, Codec, ModelPolicy
 from luthier.models import as_classifier, attach_head
 from luthier_toolkits.rewards import RewardNetwork
 
@@ -77,7 +77,7 @@ def main() -> int:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model.config.pad_token_id = 0
     attach_head(model, "sequence", torch.Generator().manual_seed(0))
-    policy = Policy(model)
+    policy = ModelPolicy(model)
     policy.check()
     judge = RewardNetwork(policy, Codec(tokenizer), None, 4096)
     classifier = as_classifier(model)

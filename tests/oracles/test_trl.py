@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from helpers import tiny_llama, tiny_tokenizer
-from luthier import Codec, Pack, Policy, Row
+from luthier import Codec, ModelPolicy, Pack, Row
 from luthier.engine.pooling import pooled
 from luthier.policy.references import References, keys_of
 from luthier.system.processes import Processes
@@ -133,13 +133,13 @@ def assert_same_tokens(trainer, trees, branches=("chosen", "rejected")):
 @torch.no_grad()
 def references(trees, model):
     """Return what the frozen `model` gives to every branch."""
-    sums = Policy(model).logprobs(Pack.of(trees)).sums().tolist()
+    sums = ModelPolicy(model).logprobs(Pack.of(trees)).sums().tolist()
     return References.of(dict(zip([key for tree in trees for key in keys_of(tree)], sums, strict=True)))
 
 
 def ours(objective, parts, policy=moved, reference=tiny_llama):
     """Return the mean loss of a step that is cut into `parts`, its model with gradients, and all losses."""
-    seen = Policy(policy())
+    seen = ModelPolicy(policy())
     seen.references = references([tree for part in parts for tree in part], reference())
     known = pooled(seen, objective, parts, Processes())
     losses = [objective.loss(seen, Pack.of(part, pooled=known)) for part in parts]

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from helpers import START, tiny_llama, tiny_tokenizer
-from luthier import Codec, Pack, Policy, Row
+from luthier import Codec, ModelPolicy, Pack, Row
 from luthier.models.saving import save_model
 from luthier.models.score_head import attach_head
 from luthier_plugins.objectives.reward.reward import Reward
@@ -60,7 +60,7 @@ def test_loss_and_gradients(tmp_path, packs, centre, margins):
         names = ("chosen", "rejected") if "chosen_ids" in row else ("chosen_input_ids", "rejected_input_ids")
         assert [row[f"{name}_ids" if name in ("chosen", "rejected") else name] for name in names] == sides
     mine = copy.deepcopy(model)
-    policy, total, weight = Policy(mine), 0.0, 0.0
+    policy, total, weight = ModelPolicy(mine), 0.0, 0.0
     for part in [trees] if packs == 1 else [[tree] for tree in trees]:
         loss = objective.loss(policy, Pack.of(part))
         loss.total.backward()

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from luthier import Codec, ConfigError, Pack, Policy, Row
+from luthier import Codec, ConfigError, ModelPolicy, Pack, Row
 from luthier.testing import ObjectiveSuite, tiny_llama, tiny_tokenizer
 from luthier_cpo.cpo import CPO
 from luthier_toolkits.preference import Side
@@ -67,7 +67,7 @@ def test_its_loss_and_gradients_are_trls(tmp_path, monkeypatch):
     expected = trainer.compute_loss(trainer.model, trainer.data_collator([row]))
     expected.backward()
 
-    objective, policy = CPO(beta=0.3, nll_weight=0.5), Policy(tiny_llama())
+    objective, policy = CPO(beta=0.3, nll_weight=0.5), ModelPolicy(tiny_llama())
     tree = objective.encode(Row(dict(rows[0]), "row"), Codec(tokenizer))
     chosen, rejected = (list(tree.prompt + branch.ids) for branch in tree.branches)
     assert (row["chosen_input_ids"], row["rejected_input_ids"]) == (chosen, rejected)

@@ -27,9 +27,9 @@ class SignMomentum(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            found = [(p, p.grad) for p in group["params"] if p.grad is not None]
-            if found:
-                self._update([p for p, _ in found], [gradient for _, gradient in found], group)
+            moved = [(p, p.grad) for p in group["params"] if p.grad is not None]
+            if moved:
+                self._update([p for p, _ in moved], [gradient for _, gradient in moved], group)
         return loss
 
     def _update(

@@ -26,11 +26,11 @@ class Slerp(Merger):
 
     def merge(self, group: Group) -> torch.Tensor:
         """Return the merged tensor."""
-        one, two = group.tensors
-        angle = torch.arccos((one.flatten() @ two.flatten() / (one.norm() * two.norm())).clamp(-1, 1))
+        a, b = group.tensors
+        angle = torch.arccos((a.flatten() @ b.flatten() / (a.norm() * b.norm())).clamp(-1, 1))
         if not angle.sin() > 1e-4:  # parallel, opposite or zero
-            return torch.lerp(one, two, self.t)
-        return (((1 - self.t) * angle).sin() * one + (self.t * angle).sin() * two) / angle.sin()
+            return torch.lerp(a, b, self.t)
+        return (((1 - self.t) * angle).sin() * a + (self.t * angle).sin() * b) / angle.sin()
 
 
 @hookimpl

@@ -140,11 +140,11 @@ class VeRA(LinearAdapter):
         Raises:
             ModelError: A tensor is missing, left over or of another shape.
         """
-        if found := {name: tensor for name, tensor in state.items() if name in self.peft_shared}:
-            copy_state(_shared(model), found)
+        if shared := {name: tensor for name, tensor in state.items() if name in self.peft_shared}:
+            copy_state(_shared(model), shared)
         elif self.save_projection:
             raise ModelError(f"save_projection is set, but {SHARED_A} is missing")
-        super().load_state(model, {name: one for name, one in state.items() if name not in found})
+        super().load_state(model, {name: tensor for name, tensor in state.items() if name not in shared})
 
     def peft_method(self) -> dict[str, Any]:
         """PEFT's options of VeRA."""

@@ -27,9 +27,9 @@ def continued_adapter(adapter: Adapter, name: str, loaded: LoadedModel) -> Adapt
     if type(adapter) is not type(there):
         known = {method.cls: method.name for method in catalogue().all() if method.kind == "adapter"}
         raise ConfigError(
-            f"{_told(folder)} is an adapter of the kind {known.get(type(there), there.peft_kind)}, and "
+            f"{_run_of(folder)} is an adapter of the kind {known.get(type(there), there.peft_kind)}, and "
             f"adapter={name} cannot go on with it: choose its kind, or make one model of both first: "
-            f"luthier fold model.path={_told(folder)} out=FOLDER"
+            f"luthier fold model.path={_run_of(folder)} out=FOLDER"
         )
     log.info("the adapter in %s goes on training", folder)
     for option, field in options_of(type(adapter)).items():
@@ -40,12 +40,12 @@ def continued_adapter(adapter: Adapter, name: str, loaded: LoadedModel) -> Adapt
                 "adapter.%s=%s is not used: the adapter in %s was made with %s",
                 option,
                 asked,
-                _told(folder),
+                _run_of(folder),
                 made,
             )
     return there
 
 
-def _told(folder: Path) -> Path:
+def _run_of(folder: Path) -> Path:
     """Return the folder as a person calls it: the run rather than the result in it."""
     return folder.parent if folder.name == "model" else folder

@@ -36,7 +36,7 @@ def launch(verb: str, overrides: list[str]) -> int:
     """
     config.prepare()
     if _beside_hydra(overrides):
-        with _told():
+        with _in_one_line():
             command(verb).run(config.compose(verb, overrides))
         return 0
     # Hydra would print its own, longer account of an error and exit with status 1.
@@ -48,7 +48,7 @@ def launch(verb: str, overrides: list[str]) -> int:
     rest = config.opened([override for override in overrides if override not in flags])
     before, sys.argv = sys.argv, [f"luthier {verb}", *flags, *rest]
     try:
-        with _told():
+        with _in_one_line():
             entry(jobs)()
     except (HydraException, OmegaConfBaseException) as error:
         raise explain(error, config.known_keys(verb)) from error
@@ -57,13 +57,13 @@ def launch(verb: str, overrides: list[str]) -> int:
     if jobs.error:
         raise jobs.error
     if len(jobs.folders) > 1:
-        catalogue().hooks.hook.after_multirun(runs=jobs.told_apart())
+        catalogue().hooks.hook.after_multirun(runs=jobs.labelled())
     return 1 if jobs.failed else 0
 
 
 @contextlib.contextmanager
-def _told() -> Iterator[None]:
-    """Tell of a file that cannot be read or written in one line."""
+def _in_one_line() -> Iterator[None]:
+    """Raise what the system says of a file that cannot be read or written as one line."""
     try:
         yield
     except HydraException:
@@ -106,7 +106,7 @@ class _Jobs:
         if self._in_own_process(composed) != 0:
             self.failed.append(folder)
 
-    def told_apart(self) -> list[tuple[str, Path]]:
+    def labelled(self) -> list[tuple[str, Path]]:
         """Return, for every job, the overrides that not all jobs share, and its folder."""
         shared = set.intersection(*(set(overrides) for overrides, _ in self.folders))
         return [
@@ -120,7 +120,7 @@ class _Jobs:
             config.validate(self.verb, composed)
             if "run_dir" in composed:
                 composed.run_dir = str(folder)
-            with _told():
+            with _in_one_line():
                 command(self.verb).run(composed)
         except LuthierError as error:
             self.error = error

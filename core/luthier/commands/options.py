@@ -15,6 +15,9 @@ from luthier.config import (
 )
 from luthier.contracts import option
 
+OVERFLOW = "What becomes of longer ones: drop, truncate_left, truncate_right, refuse."
+UNUSABLE = "What becomes of rows that teach nothing, e.g. chosen equal to rejected: drop, refuse."
+
 
 @dataclass
 class TrainConfig:
@@ -52,12 +55,8 @@ class TrainConfig:
     epochs: float = option(1.0, "Passes over the data.")
     max_steps: int | None = option(None, "Optimiser steps; null: as many as `epochs` says.")
     max_length: int | None = option(None, "Longest example in tokens; null: the model's context.")
-    overflow: str = option(
-        "drop", "What becomes of longer ones: drop, truncate_left, truncate_right, refuse."
-    )
-    unusable: str = option(
-        "drop", "What becomes of rows that teach nothing, e.g. chosen equal to rejected: drop, refuse."
-    )
+    overflow: str = option("drop", OVERFLOW)
+    unusable: str = option("drop", UNUSABLE)
     max_grad_norm: float | None = option(
         1.0, "Largest global gradient norm; null: no clipping.", was="clip_norm"
     )
@@ -85,11 +84,7 @@ class EvaluateConfig:
     plugins: PluginsConfig = field(default_factory=PluginsConfig)
     pack_tokens: int = option(2048, "Tokens one forward pass may hold.")
     max_length: int | None = option(None, "Longest example in tokens; null: the model's context.")
-    overflow: str = option(
-        "drop", "What becomes of longer ones: drop, truncate_left, truncate_right, refuse."
-    )
-    unusable: str = option(
-        "drop", "What becomes of rows that teach nothing, e.g. chosen equal to rejected: drop, refuse."
-    )
+    overflow: str = option("drop", OVERFLOW)
+    unusable: str = option("drop", UNUSABLE)
     seed: int = option(0, "Seed of everything random.")
     run_dir: str = option("runs/${now:%Y-%m-%d_%H-%M-%S}", "Folder for config, answers and summary.")

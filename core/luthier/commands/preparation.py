@@ -10,13 +10,13 @@ from omegaconf import DictConfig
 from luthier import config as configs
 from luthier.adapters import continued_adapter
 from luthier.contracts import Adapter, Optimiser, Quantiser
-from luthier.data import RunRows, seen_trees, training_rows
+from luthier.data import seen_trees, training_rows
 from luthier.engine import TrainingRun, objective_of
 from luthier.errors import ConfigError
 from luthier.evaluation import check_reference, measured_in_training
 from luthier.kernels import wants_wide
-from luthier.models import LoadedModel, give_head, load_model, quiet
-from luthier.policy import Policy, policy_of
+from luthier.models import give_head, load_model, quiet
+from luthier.policy import policy_of
 from luthier.registry import check_processes
 from luthier.runs import seed_everything
 from luthier.system import Processes
@@ -57,20 +57,8 @@ def prepared(config: DictConfig, run_dir: Path, processes: Processes) -> Trainin
         loaded, config.model.fused, wants_wide(config.model.wide_residual, objective.needs_reference)
     )
     if objective.needs_reference:
-        _measure_reference(config, run_dir, loaded, policy, rows, processes)
+        trees = seen_trees(config, rows)
+        policy.references = measured_in_training(config, run_dir, loaded, policy, trees, processes)
     return TrainingRun(
         config, run_dir, processes, adapter, optimiser, objective, quantiser, loaded, policy, rows
     )
-
-
-def _measure_reference(
-    config: DictConfig,
-    run_dir: Path,
-    loaded: LoadedModel,
-    policy: Policy,
-    rows: RunRows,
-    processes: Processes,
-) -> None:
-    """Let `policy` answer for its reference too, with what is measured now, before any weight moves."""
-    trees = seen_trees(config, rows)
-    policy.references = measured_in_training(config, run_dir, loaded, policy, trees, processes)

@@ -46,7 +46,7 @@ def laid_out(row: Row, source: DataSource, chat: bool) -> Row:
     """
     owner = row.source or source
     fields = _renamed(row.fields, owner.columns, row.origin)
-    layout: str = _found(fields, owner.columns) if owner.format == "auto" else owner.format
+    layout: str = _layout_of(fields, owner.columns) if owner.format == "auto" else owner.format
     # A layout that was found has its columns; one that was asked for may not.
     if missing := [name for name in LAYOUTS.get(layout, ()) if fields.get(name) is None]:
         raise DataError(
@@ -64,7 +64,7 @@ def laid_out(row: Row, source: DataSource, chat: bool) -> Row:
     return replace(row, fields=_only(layout, fields) if layout else fields)
 
 
-def _found(fields: Mapping[str, Any], columns: Mapping[str, str]) -> str:
+def _layout_of(fields: Mapping[str, Any], columns: Mapping[str, str]) -> str:
     """Return the layout whose columns are there, first of all one that `columns` names, or an empty text."""
     if any(fields.get(name) is not None for name in OTHER):
         return ""

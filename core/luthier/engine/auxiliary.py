@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from omegaconf import DictConfig
 
 from luthier import config as configs
 from luthier.contracts import Loss, Objective
 from luthier.engine.wrapped import Wrapped
 from luthier.errors import ConfigError
-from luthier.policy import Logprobs, Policy
+from luthier.policy import CachedPolicy, Policy
 from luthier.trees import Pack
 
 
@@ -43,7 +42,7 @@ class WithAuxiliary(Wrapped):
 
     def loss(self, policy: Policy, pack: Pack) -> Loss:
         """Return the sum of all parts, each scaled to the weight of `inner`."""
-        once = _Once(policy, pack, self._taught(pack))
+        once = CachedPolicy(policy, pack, self._taught(pack))
         loss = self.inner.loss(once, pack)
         total, metrics = loss.total, dict(loss.metrics)
         shares = pack.pooled or {name: _quotient(*share) for name, share in self._shares(pack).items()}
@@ -107,46 +106,6 @@ def with_auxiliary(objective: Objective, others: Mapping[str, Any]) -> Objective
 def objective_of(config: DictConfig) -> Objective:
     """Return the objective of a run, with those that it is combined with."""
     return with_auxiliary(configs.build("objective", config.objective), config.get("auxiliary") or {})
-
-
-class _Once(Policy):
-    """A policy that runs a pack once, however many objectives ask for it or for some first branches of it.
-
-    Attributes:
-        first: The first branches of the trees at `places` alone; None without any.
-    """
-
-    def __init__(self, policy: Policy, pack: Pack, places: Sequence[int]) -> None:
-        self._policy, self._pack, self._places = policy, pack, places
-        self._known: list[tuple[Pack, Logprobs]] = []
-        firsts = pack.only(0).trees
-        device = pack.input_ids.device
-        self.first = Pack.of([firsts[place] for place in places], device) if places else None
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._policy, name)
-
-    def logprobs(self, pack: Pack) -> Logprobs:
-        """Return what the policy gives, or gave, for the pack."""
-        for known, logprobs in self._known:
-            if known is pack:
-                return logprobs
-            if pack is self.first and (known is self._pack or known is self._pack.only(0)):
-                return logprobs.children([known.tree_of.index(place) for place in self._places])
-        self._known.append((pack, self._policy.logprobs(pack)))
-        return self._known[-1][1]
-
-    def reference(self, pack: Pack) -> torch.Tensor:
-        """See `Policy.reference`."""
-        return self._policy.reference(pack)
-
-    def hidden(self, pack: Pack, positions: torch.Tensor) -> torch.Tensor:
-        """See `Policy.hidden`."""
-        return self._policy.hidden(pack, positions)
-
-    def scores(self, pack: Pack, positions: torch.Tensor) -> torch.Tensor:
-        """See `Policy.scores`."""
-        return self._policy.scores(pack, positions)
 
 
 def _quotient(value: float, weight: float) -> float:

@@ -21,7 +21,7 @@ from luthier.engine.monitors import Guard, Monitor, Skips, Unmoved
 from luthier.engine.pooling import pooled
 from luthier.engine.progress import Observer, Plan, Progress
 from luthier.errors import GuardError
-from luthier.policy import Policy
+from luthier.policy import ModelPolicy
 from luthier.runs import StepReport
 from luthier.system import Processes, local_tensor, peak_memory_mb, whole_tensor
 from luthier.trees import Pack, Tree, cut
@@ -31,7 +31,7 @@ from luthier.trees import Pack, Tree, cut
 class Loop:
     """A run of the loop; `progress` may be that of a checkpoint."""
 
-    policy: Policy
+    policy: ModelPolicy
     objective: Objective
     batches: Batches
     optimiser: torch.optim.Optimizer
@@ -80,7 +80,7 @@ class Loop:
 
     def _save(self) -> None:
         if self.plan.skips_non_finite:
-            self._check(math.nan if any(self.processes.gather(self._guard.saw_one)) else 0.0)
+            self._check(math.nan if any(self.processes.gather(self._guard.saw_non_finite)) else 0.0)
         else:
             self._check(float(self._norm))  # a checkpoint holds no broken weights
         self._pause()
@@ -209,7 +209,7 @@ class Loop:
 
 
 def accumulate(
-    policy: Policy,
+    policy: ModelPolicy,
     objective: Objective,
     packs: Sequence[Sequence[Tree]],
     meter: Monitor,

@@ -1,4 +1,4 @@
-"""What is watched while training: running averages, numbers that are none, parameters that do not move."""
+"""What is watched in training: running averages, values that are not finite, parameters that stay."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Monitor:
 
 
 class Guard:
-    """Remembers, on the device, the first number that was none, and names its rows when asked."""
+    """Remembers, on the device, the first value that was not finite, and names its rows when asked."""
 
     def __init__(self) -> None:
         self._first: torch.Tensor | None = None
@@ -81,8 +81,8 @@ class Guard:
         self._seen.append((step, origins))
 
     @property
-    def saw_one(self) -> bool:
-        """Whether one of the numbers was none; asks the device."""
+    def saw_non_finite(self) -> bool:
+        """Whether one of the values was not finite; asks the device."""
         return self._first is not None and int(self._first) >= 0
 
     def stop(
@@ -91,7 +91,7 @@ class Guard:
         rows_of: Callable[[int], list[str]],
         faulty: Callable[[list[str]], list[str]] = list,
     ) -> NoReturn:
-        """Say which rows gave the first number that was none; every process must call it.
+        """Say which rows gave the first value that was not finite; every process must call it.
 
         Args:
             processes: The run's.
@@ -160,9 +160,7 @@ class Skips:
             return {}
         if not self._warned:
             log.warning(
-                "up to step %d, %d times a parameter stayed: its gradient was not finite",
-                step,
-                count,
+                "up to step %d, %d times a parameter stayed: its gradient was not finite", step, count
             )
         self._warned = True
         return {"skipped_updates": float(count)}

@@ -8,14 +8,14 @@ import torch
 
 from luthier.contracts import Objective
 from luthier.engine.monitors import Monitor
-from luthier.policy import Policy
+from luthier.policy import ModelPolicy
 from luthier.system import Processes
 from luthier.trees import Pack, Tree
 
 
 @torch.no_grad()
 def pooled(
-    policy: Policy, objective: Objective, packs: Sequence[Sequence[Tree]], processes: Processes
+    policy: ModelPolicy, objective: Objective, packs: Sequence[Sequence[Tree]], processes: Processes
 ) -> dict[str, float] | None:
     """Return what `objective` pools over `packs`, those of all processes; None where it need not.
 

@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from luthier.contracts import Adapter, Objective, Optimiser, Quantiser
 from luthier.data import RowBatches, RunRows, Sampler, sampler_of
 from luthier.models import LoadedModel
-from luthier.policy import Policy
+from luthier.policy import ModelPolicy
 from luthier.system import Processes
 
 
@@ -32,7 +32,7 @@ class TrainingRun:
     objective: Objective
     quantiser: Quantiser | None
     loaded: LoadedModel
-    policy: Policy
+    policy: ModelPolicy
     rows: RunRows
 
     def sampler(self, batch_size: int | None = None) -> Sampler:

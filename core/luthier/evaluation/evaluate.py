@@ -15,7 +15,7 @@ from luthier.evaluation.evaluation import Evaluator
 from luthier.evaluation.reference_pass import check_reference, measured_in_evaluation
 from luthier.kernels import wants_wide
 from luthier.models import LoadedModel, check_head, load_model
-from luthier.policy import Policy, policy_of
+from luthier.policy import ModelPolicy, policy_of
 from luthier.runs import EvaluationReport, as_json, hooks, model_line, run_folder, versions, write_json
 from luthier.system import Processes
 from luthier.text import Codec
@@ -57,7 +57,7 @@ def evaluate(config: DictConfig) -> EvaluationReport:
 
 def evaluator_of(
     config: DictConfig,
-    policy: Policy,
+    policy: ModelPolicy,
     loaded: LoadedModel,
     objective: Objective,
     held_out: tuple[DataSource, Encoded] | None,

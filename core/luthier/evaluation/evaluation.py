@@ -13,7 +13,7 @@ from luthier.contracts import DataSource, Measured, Objective, Row
 from luthier.data import Batches, Encoded
 from luthier.engine import Monitor, pooled
 from luthier.models import TASKS
-from luthier.policy import Answer, Decoding, Policy, answers
+from luthier.policy import Answer, Decoding, ModelPolicy, answers
 from luthier.runs import EvaluationReport, Sample
 from luthier.system import Processes
 from luthier.text import Codec
@@ -28,7 +28,7 @@ class Evaluator:
         batches: Where the trees of training come from; None where nothing trains.
     """
 
-    policy: Policy
+    policy: ModelPolicy
     objective: Objective
     codec: Codec
     source: DataSource
@@ -112,7 +112,7 @@ class Evaluator:
 
 
 def greedy(
-    policy: Policy, codec: Codec, prompts: Sequence[Sequence[int]], settings: EvaluationConfig
+    policy: ModelPolicy, codec: Codec, prompts: Sequence[Sequence[int]], settings: EvaluationConfig
 ) -> list[Answer]:
     """Answer `prompts` with the likeliest tokens, and return the answers in order."""
     made = dict(answers(policy, codec, prompts, Decoding(settings.max_new_tokens, settings.batch_size)))

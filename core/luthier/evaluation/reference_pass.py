@@ -27,7 +27,7 @@ from luthier.errors import ConfigError, DataError, LuthierError, ModelError
 from luthier.kernels import is_wide
 from luthier.models import LoadedModel, find_source, load_model
 from luthier.policy import (
-    Policy,
+    ModelPolicy,
     References,
     fingerprint,
     keys_of,
@@ -49,8 +49,8 @@ SAVE_EVERY = 60.0
 
 
 def measured_in_training(
-    config: DictConfig, run_dir: Path, loaded: LoadedModel, policy: Policy, trees: Sequence[Sequence[Tree]],
-    processes: Processes,
+    config: DictConfig, run_dir: Path, loaded: LoadedModel, policy: ModelPolicy,
+    trees: Sequence[Sequence[Tree]], processes: Processes,
 ) -> References:  # fmt: skip
     """Return the references of `trees` for a run: the policy as it is now, or ``reference.model``.
 
@@ -66,8 +66,8 @@ def measured_in_training(
 
 
 def measured_in_evaluation(
-    config: DictConfig, run_dir: Path, loaded: LoadedModel, policy: Policy, trees: Sequence[Sequence[Tree]],
-    processes: Processes,
+    config: DictConfig, run_dir: Path, loaded: LoadedModel, policy: ModelPolicy,
+    trees: Sequence[Sequence[Tree]], processes: Processes,
 ) -> References:  # fmt: skip
     """Return the references of `trees` where nothing trains.
 
@@ -175,7 +175,7 @@ class _Pass:
     processes: Processes
 
     @torch.no_grad()
-    def run(self, policy: Policy, loaded: LoadedModel, trees: Sequence[Sequence[Tree]]) -> References:
+    def run(self, policy: ModelPolicy, loaded: LoadedModel, trees: Sequence[Sequence[Tree]]) -> References:
         folder = Path(self.config.reference.cache or self.run_dir)
         model = fingerprint(policy.model, *_computed(loaded))
         known = self.processes.same(self._known(folder, model) if self.processes.main else None)
@@ -212,7 +212,7 @@ class _Pass:
         log.warning("%s remembers another reference: this one is measured anew", folder)
         return stored
 
-    def _measured(self, policy: Policy, trees: Sequence[Tree]) -> dict[int, float]:
+    def _measured(self, policy: ModelPolicy, trees: Sequence[Tree]) -> dict[int, float]:
         """Return what all processes measured of `trees`; a fault of one is raised in each."""
         values: dict[int, float] = {}
         faults = []

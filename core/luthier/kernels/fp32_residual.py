@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from luthier.kernels.fused import WIDE, is_fused
+from luthier.kernels.fused import is_fused
+from luthier.kernels.record import note
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -37,7 +38,7 @@ def widen(model: PreTrainedModel, fused: Mapping[str, str]) -> bool:
     if any(fused.get(name) != "norm" for name in norms):
         return False
     for norm in norms.values():
-        vars(norm)[WIDE] = True
+        note(norm, wide=True)
     watched = next(iter(norms.values()))
 
     def wide(tensor: torch.Tensor) -> torch.Tensor:
@@ -46,18 +47,13 @@ def widen(model: PreTrainedModel, fused: Mapping[str, str]) -> bool:
 
     attentions = {name: m for name, m in modules.items() if type(m).__name__.endswith("Attention")}
     for attention in attentions.values():
-        vars(attention)[WIDE] = True
+        note(attention, wide=True)
     embeddings = model.get_input_embeddings()
     if all(fused.get(name) == "rotary" for name in attentions) and embeddings is not None:
         embeddings.register_forward_hook(lambda module, given, out: wide(out))
     else:
         blocks[0].register_forward_pre_hook(lambda module, given: (wide(given[0]), *given[1:]))
     return True
-
-
-def is_wide(model: nn.Module) -> bool:
-    """Whether `widen` has been at work on `model`."""
-    return any(WIDE in vars(module) for module in model.modules())
 
 
 def wants_wide(chosen: bool | None, needs_reference: bool) -> bool:

@@ -21,20 +21,12 @@ from torch import Tensor, nn
 from luthier.kernels.fused_functions import FrozenGatedMLP, FrozenLinear, FrozenNorm
 from luthier.kernels.fused_rotary import rotary_forward
 from luthier.kernels.matmul import one_dnn_wins
+from luthier.kernels.record import note, record_of
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 4e-2}
 """How far a fused part may stray, relative to the largest value."""
 ROWS = 40
 """Rows of the check: enough that `luthier.kernels.matmul` takes the path it takes in training."""
-MARK = "_luthier_fused"
-"""Attribute of a module whose forward is ours; a copy of the module has it too."""
-
-
-WIDE = "_luthier_wide"
-"""Attribute of a norm that is given fp32 and answers in its weight's dtype, and of an attention whose scores
-are fp32: see `luthier.kernels.fp32_residual`."""
-
-
 Candidate = tuple[Callable[[Tensor], Tensor], int]
 """A forward that may be the module's, and the width of its input."""
 
@@ -56,14 +48,14 @@ def fuse(model: nn.Module) -> dict[str, str]:
             module.forward = rotated
             fused[name] = "rotary"
         if name in fused:
-            vars(module)[MARK] = True
+            note(module, fused=True)
     return fused
 
 
 @contextlib.contextmanager
 def unfused(model: nn.Module) -> Iterator[None]:
     """Run every module as transformers wrote it, for the block: to the bits of a model just loaded."""
-    ours = {module: vars(module).pop("forward") for module in model.modules() if MARK in vars(module)}
+    ours = {module: vars(module).pop("forward") for module in model.modules() if is_fused(module)}
     try:
         yield
     finally:
@@ -73,7 +65,7 @@ def unfused(model: nn.Module) -> Iterator[None]:
 
 def is_fused(module: nn.Module) -> bool:
     """Whether the forward of `module` is ours just now."""
-    return MARK in vars(module) and "forward" in vars(module)
+    return record_of(module).fused and "forward" in vars(module)
 
 
 def _fitting(
@@ -159,7 +151,7 @@ def _run_linear(module: Any, x: Tensor) -> Tensor:
 
 
 def _run_norm(module: Any, eps: float, plus_one: bool, x: Tensor) -> Tensor:
-    wide = WIDE in vars(module) and x.dtype == torch.float32
+    wide = record_of(module).wide and x.dtype == torch.float32
     if module.weight.requires_grad or not (wide or x.dtype == module.weight.dtype):
         out: Tensor = type(module).forward(module, x)
     else:

@@ -5,14 +5,19 @@ from typing import TYPE_CHECKING
 from luthier.faces import attach
 
 if TYPE_CHECKING:
+    from luthier.policy.cached_policy import CachedPolicy as CachedPolicy
     from luthier.policy.generation import (
         Answer as Answer,
         Decoding as Decoding,
         answers as answers,
         check_room as check_room,
     )
-    from luthier.policy.model_policy import policy_of as policy_of
-    from luthier.policy.policy import Logprobs as Logprobs, Policy as Policy, undisturbed as undisturbed
+    from luthier.policy.model_policy import (
+        ModelPolicy as ModelPolicy,
+        policy_of as policy_of,
+        undisturbed as undisturbed,
+    )
+    from luthier.policy.policy import Logprobs as Logprobs, Policy as Policy
     from luthier.policy.references import (
         References as References,
         fingerprint as fingerprint,
@@ -21,5 +26,6 @@ if TYPE_CHECKING:
         other_references as other_references,
         save_references as save_references,
     )
+    from luthier.policy.row_blocks import first_blocks_for as first_blocks_for
 else:
     __getattr__, __dir__, __all__ = attach(__name__)

@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 import torch
 
 from luthier.errors import ModelError
-from luthier.kernels import WIDE, turned
+from luthier.kernels import record_of, turned
 from luthier.policy.masked_attention import masked_attention
 from luthier.policy.tile_attention import Terms, tile_attention
 from luthier.trees import TreeSpans
@@ -68,7 +68,7 @@ def tree_attention(
         if name in ("s_aux", "position_bias", "attention_mask", "cache") and argument is not None:
             raise ModelError(f"{type(module).__name__} needs '{name}', which '{NAME}' does not support")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    terms = Terms(scale, sliding_window, softcap, dropout, wide=WIDE in vars(module))
+    terms = Terms(scale, sliding_window, softcap, dropout, wide=record_of(module).wide)
     device = query.device.type
     if torch.is_autocast_enabled(device):
         low = torch.get_autocast_dtype(device)

@@ -11,7 +11,7 @@ import torch
 
 from luthier.contracts import Row
 from luthier.errors import DataError
-from luthier.policy.policy import Policy
+from luthier.policy.model_policy import ModelPolicy
 from luthier.text import Codec
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class Answer:
 
 
 def answers(
-    policy: Policy, codec: Codec, prompts: Sequence[Sequence[int]], decoding: Decoding
+    policy: ModelPolicy, codec: Codec, prompts: Sequence[Sequence[int]], decoding: Decoding
 ) -> Iterator[tuple[int, list[Answer]]]:
     """Yield the place of every prompt and its answers, the shortest prompts first."""
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
@@ -86,7 +86,7 @@ def _answer(codec: Codec, ids: list[int], ends: frozenset[int]) -> Answer:
 
 @torch.no_grad()
 def _continued(
-    policy: Policy, codec: Codec, prompts: list[list[int]], decoding: Decoding, ends: frozenset[int]
+    policy: ModelPolicy, codec: Codec, prompts: list[list[int]], decoding: Decoding, ends: frozenset[int]
 ) -> list[list[int]]:
     """Return `n` continuations of each prompt; prompts are padded on the left."""
     width = max(map(len, prompts))
@@ -141,21 +141,16 @@ def _started(model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor, n: i
 def _choice(decoding: Decoding) -> dict[str, Any]:
     if decoding.temperature is None:
         return {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-    return {
-        "do_sample": True,
-        "temperature": decoding.temperature,
-        "top_p": decoding.top_p,
-        "top_k": 0,
-    }
+    return {"do_sample": True, "temperature": decoding.temperature, "top_p": decoding.top_p, "top_k": 0}
 
 
-def _ends(policy: Policy, codec: Codec) -> frozenset[int]:
+def _ends(policy: ModelPolicy, codec: Codec) -> frozenset[int]:
     """Return the tokens that end an answer: the one that training teaches, and the checkpoint's own."""
     own = policy.model.generation_config.eos_token_id
     return frozenset({codec.tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None})
 
 
-def _room(policy: Policy, width: int, max_new_tokens: int) -> int:
+def _room(policy: ModelPolicy, width: int, max_new_tokens: int) -> int:
     """Return how many tokens may follow `width` ones: learned positions end with the context."""
     context = policy.model.config.get_text_config().to_dict().get("max_position_embeddings")
     return max_new_tokens if context is None else max(1, min(max_new_tokens, context - width))

@@ -11,13 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from luthier.kernels import planned_device
+from luthier.policy.row_blocks import blocks_of, logits_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-CHUNK_BYTES = {"cpu": 32 << 20, "cuda": 256 << 20}
-"""Size of a chunk of float32 logits; two such blocks are alive."""
 
 
 def token_logprobs(
@@ -44,8 +41,7 @@ def token_logprobs(
         (N,) float32 (float64 for float64), differentiable in `hidden`, `weight` and `bias`.
     """
     if chunk is None:
-        size = CHUNK_BYTES.get(planned_device() or hidden.device.type, 256 << 20)
-        chunk = max(1, size // (4 * weight.shape[0]))
+        chunk = logits_rows(len(weight), hidden.device.type)
     terms = _Terms(softcap, scale, chunk, unit=torch.is_grad_enabled() and hidden.requires_grad)
     values: torch.Tensor = _TokenLogprobs.apply(hidden, weight, bias, targets, terms)  # type: ignore[no-untyped-call]
     return values
@@ -107,7 +103,7 @@ class _TokenLogprobs(torch.autograd.Function):
         blocks = _Blocks(hidden, weight, bias, targets, terms)
         values = hidden.new_empty(len(hidden), dtype=blocks.wide)
         unit = torch.empty_like(hidden) if terms.unit else hidden.new_empty(0)
-        for rows in blocks.rows():
+        for rows in blocks_of(len(hidden), terms.chunk):
             weights, target = blocks.probabilities(rows, values[rows])
             if terms.unit:
                 slope = blocks.slope_(weights, target)
@@ -127,7 +123,7 @@ class _TokenLogprobs(torch.autograd.Function):
         blocks = _Blocks(hidden, weight, bias, targets, ctx.terms)
         grad_weight = torch.zeros_like(weight, dtype=blocks.wide)
         grad_bias = weight.new_zeros(len(weight), dtype=blocks.wide)
-        for rows in blocks.rows():
+        for rows in blocks_of(len(hidden), ctx.terms.chunk):
             weights, target = blocks.probabilities(rows, grad.new_empty(rows.stop - rows.start))
             factor = grad[rows] * ctx.terms.scale
             slope = blocks.slope_(weights, target) * factor
@@ -160,13 +156,6 @@ class _Blocks:
         self.product = hidden.new_empty(shape)
         self.logits = self.product if hidden.dtype == self.wide else hidden.new_empty(shape, dtype=self.wide)
         self.weights = hidden.new_empty(shape, dtype=self.wide)
-
-    def rows(self) -> list[slice]:
-        """Return the chunks of rows."""
-        count, step = len(self.hidden), self.terms.chunk
-        if planned_device():
-            return [slice(0, min(step, count))]
-        return [slice(start, min(start + step, count)) for start in range(0, count, step)]
 
     def probabilities(self, rows: slice, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return probabilities (n, V) and target logits (n, 1); log-probabilities go to `values` (n,)."""

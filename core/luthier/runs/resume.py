@@ -44,22 +44,14 @@ def resumed_config(overrides: Sequence[str]) -> DictConfig | None:
     if run is None:
         return None
     check_overrides(overrides)
-    return config_of(run, [override for override in overrides if not override.startswith("resume=")])
-
-
-def config_of(run: str, overrides: Sequence[str]) -> DictConfig:
-    """Return the config of the run in the folder `run`, changed as far as a run may be changed.
-
-    Raises:
-        ConfigError: There is no run, or an override would make it another one.
-    """
+    changes = [override for override in overrides if not override.startswith("resume=")]
     file = Path(run).expanduser() / "config.yaml"
     if not file.is_file():
         raise ConfigError(
             f"resume={run}: there is no run; expected a run folder with config.yaml and checkpoints/"
         )
     config = _of_training(file)
-    for override in OverridesParser.create().parse_overrides(list(overrides)):
+    for override in OverridesParser.create().parse_overrides(changes):
         key = override.key_or_group
         if not _may_change(key):
             raise ConfigError(

@@ -19,7 +19,7 @@ from torch import nn
 from luthier.errors import ConfigError, ModelError
 
 if TYPE_CHECKING:
-    from luthier.policy import Policy
+    from luthier.policy import ModelPolicy
 
 T = TypeVar("T")
 BUCKET = 1 << 24
@@ -102,7 +102,7 @@ class Processes:
             _sum_copies(parameters)
         return total
 
-    def distribute(self, policy: Policy) -> nn.Module | None:
+    def distribute(self, policy: ModelPolicy) -> nn.Module | None:
         """Shard the policy's model where FSDP2 asks for it; call it before the optimiser is built.
 
         Returns:
@@ -117,7 +117,7 @@ class Processes:
         return twin
 
     @contextlib.contextmanager
-    def whole(self, policy: Policy) -> Iterator[None]:
+    def whole(self, policy: ModelPolicy) -> Iterator[None]:
         """Hold the whole model in every process for the block, so that each can run it on its own."""
         if not self.sharded:
             yield

@@ -12,14 +12,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from luthier.adapters import (
-    AdaptedLinear,
-    PeftAdapter,
-    adapted_layers,
-    adapter_off,
-    fold,
-    weight_of,
-)
+from luthier.adapters import AdaptedLinear, PeftAdapter, adapted_layers, adapter_off, fold, weight_of
 from luthier.contracts import Adapter
 from luthier.errors import LuthierError
 from luthier.testing.models import quantised, tiny_gpt2, tiny_llama
@@ -77,7 +70,9 @@ class AdapterSuite(Suite):
         assert trained, "attach left nothing to train"
         if self.method.trains_base:
             still = of_base.keys() - {id(parameter) for parameter in trained.values()}
-            assert not still, f"trains_base is set, but {[of_base[one] for one in still]} stay frozen"
+            assert not still, (
+                f"trains_base is set, but {[of_base[parameter] for parameter in still]} stay frozen"
+            )
         else:
             wrong = [name for name, parameter in trained.items() if id(parameter) in of_base]
             assert not wrong, f"{wrong} belong to the base; freeze it with model.requires_grad_(False)"
@@ -255,8 +250,8 @@ def checkpoint(model: nn.Module) -> dict[str, torch.Tensor]:
 def logits(model: PreTrainedModel) -> torch.Tensor:
     """Return the logits of a fixed batch, without gradients."""
     with torch.no_grad():
-        found: torch.Tensor = model(IDS, use_cache=False).logits
-    return found
+        values: torch.Tensor = model(IDS, use_cache=False).logits
+    return values
 
 
 def loss_of(model: PreTrainedModel) -> torch.Tensor:

@@ -57,7 +57,9 @@ class MergerSuite(Suite):
 
         def groups(of: Iterable[str] = (name,), statistics: object = None) -> Iterable[Group]:
             return [
-                one for tensor in of for one in self._groups(tensor, numbers, labels, run, order, statistics)
+                group
+                for tensor in of
+                for group in self._groups(tensor, numbers, labels, run, order, statistics)
             ]
 
         statistics = None
@@ -84,26 +86,26 @@ class MergerSuite(Suite):
             return
         for start in range(0, tensors[0].numel(), run):
             part = slice(start, start + run)
-            own = tuple(one.view(-1)[part] for one in tensors[::order])
+            own = tuple(tensor.view(-1)[part] for tensor in tensors[::order])
             under = None if base is None else base.view(-1)[part]
             yield Group(name, tuple(labels[::order]), own, under, start, statistics)
 
     def test_it_returns_float32_of_the_inputs_shape(self) -> None:
         """The result is float32 of the inputs' shape, finite, and a tensor of its own."""
         for name, shape in SHAPES.items():
-            found = self.merged(name)
-            assert found.shape == shape, f"{name}: {shape} became {tuple(found.shape)}"
-            assert found.dtype == torch.float32, f"{name} is {found.dtype}, not float32"
-            assert torch.isfinite(found).all(), f"{name} is not finite"
+            merged = self.merged(name)
+            assert merged.shape == shape, f"{name}: {shape} became {tuple(merged.shape)}"
+            assert merged.dtype == torch.float32, f"{name} is {merged.dtype}, not float32"
+            assert torch.isfinite(merged).all(), f"{name} is not finite"
 
     def test_its_inputs_stay_as_they_are(self) -> None:
         """Models and base are shared with other calls and never written to."""
         for name in SHAPES:
-            own = [tensor(name, one) for one in self.models]
+            own = [tensor(name, model) for model in self.models]
             base = tensor(name, BASE) if self.method.needs_base else None
-            before = [one.clone() for one in own]
+            before = [model.clone() for model in own]
             merger = self.make()
-            group = Group(name, tuple(f"model{one}" for one in self.models), tuple(own), base)
+            group = Group(name, tuple(f"model{model}" for model in self.models), tuple(own), base)
             if merger.statistics_over != "nothing":
                 statistics = merger.collect_statistics(lambda group=group: [group])
                 group = Group(name, group.labels, group.tensors, base, 0, statistics)
@@ -115,9 +117,9 @@ class MergerSuite(Suite):
     def test_models_that_agree_stay_what_they_are(self) -> None:
         """Equal models, and the base where one is needed, merge to themselves, bit by bit."""
         for name in SHAPES:
-            found = self.merged(name, [BASE for _ in self.models])
-            same = torch.equal(found, tensor(name, BASE))
-            off = apart(found, tensor(name, BASE))
+            merged = self.merged(name, [BASE for _ in self.models])
+            same = torch.equal(merged, tensor(name, BASE))
+            off = apart(merged, tensor(name, BASE))
             assert same, f"{name}: models that are all alike merge to something {off:.1e} from them"
 
     def test_one_model_is_itself(self) -> None:
@@ -153,9 +155,9 @@ class MergerSuite(Suite):
         torch.manual_seed(1234)
         with ThreadPoolExecutor(4) as pool:
             backwards = list(SHAPES)[::-1]
-            found = dict(zip(backwards, pool.map(self.merged, backwards), strict=True))
+            merged = dict(zip(backwards, pool.map(self.merged, backwards), strict=True))
         for name in SHAPES:
-            same = torch.equal(found[name], expected[name])
+            same = torch.equal(merged[name], expected[name])
             assert same, f"{name} depends on what was merged before it; seed a torch.Generator from `name`"
 
     def test_coefficients_are_what_is_merged(self) -> None:
@@ -166,8 +168,8 @@ class MergerSuite(Suite):
             pytest.skip("it has none")
         for name in SHAPES:
             base = tensor(name, BASE)
-            models = [tensor(name, one) for one in self.models]
-            expected = base + sum(c * (one - base) for c, one in zip(coefficients, models, strict=True))
+            models = [tensor(name, model) for model in self.models]
+            expected = base + sum(c * (model - base) for c, model in zip(coefficients, models, strict=True))
             off = apart(self.merged(name), expected)
             assert off < CLOSE, f"{name}: the result is {off:.1e} from what its coefficients say"
 

@@ -14,7 +14,7 @@ from luthier.contracts import Loss, Objective, Row
 from luthier.engine import pooled
 from luthier.errors import DataError
 from luthier.models import attach_head
-from luthier.policy import Policy, References
+from luthier.policy import ModelPolicy, References
 from luthier.system import Processes
 from luthier.testing.models import tiny_gpt2, tiny_llama, tiny_tokenizer
 from luthier.testing.suite import Suite, apart, seeded
@@ -46,21 +46,25 @@ class ObjectiveSuite(Suite):
         """Return the rows encoded, with what they need of each other."""
         codec, made = Codec(tiny_tokenizer()), self.make()
         rows = self.rows or self.method.example_rows or ROWS
-        found = [made.encode(Row(dict(fields), f"row {number}"), codec) for number, fields in enumerate(rows)]
-        trees = [tree for one in found for tree in ([one] if isinstance(one, Tree) else one)]
+        encoded = [
+            made.encode(Row(dict(fields), f"row {number}"), codec) for number, fields in enumerate(rows)
+        ]
+        trees = [
+            tree for made_of in encoded for tree in ([made_of] if isinstance(made_of, Tree) else made_of)
+        ]
         return list(made.complete(made.trial(trees), seeded()))
 
-    def policy(self, model: PreTrainedModel) -> Policy:
+    def policy(self, model: PreTrainedModel) -> ModelPolicy:
         """Return `model` as a policy, with a made-up reference or head where the loss asks for one."""
         if self.method.head:
             head = attach_head(model, self.method.head, seeded()).to(model.dtype)
             torch.nn.init.normal_(head.weight, std=0.1, generator=seeded(2))
-        policy = Policy(model)
+        policy = ModelPolicy(model)
         policy.references = MadeUp(torch.empty(0, dtype=torch.int64), torch.empty(0))
         return policy
 
     def measured(
-        self, policy: Policy, trees: Sequence[Tree], known: Mapping[str, float] | None = None
+        self, policy: ModelPolicy, trees: Sequence[Tree], known: Mapping[str, float] | None = None
     ) -> Loss:
         """Return the loss of `trees` in one pack: the whole step, or a part of one with `known` pooled."""
         loss: Loss = self.make().loss(policy, Pack.of(trees, pooled=known))
@@ -75,8 +79,8 @@ class ObjectiveSuite(Suite):
             assert isinstance(tree, Tree), f"encode must return a luthier.Tree, got {type(tree).__name__}"
             assert tree.origin == f"row {number}", "give the tree its row's origin: messages name it"
             assert tree.scored_tokens, f"{tree.origin}: no token is scored, so nothing is learned from it"
-            ids = [*tree.prompt, *(one for branch in tree.branches for one in branch.ids)]
-            assert all(0 <= one < vocabulary for one in ids), f"{tree.origin}: ids outside the vocabulary"
+            ids = [*tree.prompt, *(token for branch in tree.branches for token in branch.ids)]
+            assert all(0 <= token < vocabulary for token in ids), f"{tree.origin}: ids outside the vocabulary"
         assert trees == self.trees(), "encoding a row twice gives two trees; encode must not draw anything"
 
     def test_a_row_without_its_fields_is_refused_by_name(self) -> None:
@@ -201,20 +205,23 @@ def _tailed(branch: Branch) -> Branch:
     return dataclasses.replace(branch, ids=longer, scored=unscored)
 
 
-def parts(one: Loss, other: Loss) -> dict[str, tuple[float, float]]:
+def parts(first: Loss, second: Loss) -> dict[str, tuple[float, float]]:
     """Return every number of two losses, side by side."""
-    assert one.metrics.keys() == other.metrics.keys(), "metrics have other names for other packs"
-    found = {"total": (_number(one.total), _number(other.total)), "weight": (one.weight, other.weight)}
-    for name, (value, weight) in one.metrics.items():
-        found[f"metrics[{name!r}]"] = _number(value), _number(other.metrics[name][0])
-        found[f"the weight of metrics[{name!r}]"] = weight, other.metrics[name][1]
-    return found
+    assert first.metrics.keys() == second.metrics.keys(), "metrics have other names for other packs"
+    numbers = {
+        "total": (_number(first.total), _number(second.total)),
+        "weight": (first.weight, second.weight),
+    }
+    for name, (value, weight) in first.metrics.items():
+        numbers[f"metrics[{name!r}]"] = _number(value), _number(second.metrics[name][0])
+        numbers[f"the weight of metrics[{name!r}]"] = weight, second.metrics[name][1]
+    return numbers
 
 
 def _number(value: torch.Tensor) -> float:
     return float(value.detach())
 
 
-def gradient(policy: Policy) -> torch.Tensor:
+def gradient(policy: ModelPolicy) -> torch.Tensor:
     """Return the gradient of everything that has one, as one vector."""
     return torch.cat([p.grad.flatten() for p in policy.model.parameters() if p.grad is not None])

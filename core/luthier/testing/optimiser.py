@@ -184,8 +184,10 @@ class OptimiserSuite(Suite):
         for number in range(2):
             weight.grad = torch.randn(self.state_shape, generator=seeded(number))
             optimiser.step()
-        tensors = [one for one in walk(optimiser.state_dict()["state"]) if isinstance(one, torch.Tensor)]
-        measured = sum(one.numel() * one.element_size() for one in tensors) / weight.numel()
+        tensors = [
+            value for value in walk(optimiser.state_dict()["state"]) if isinstance(value, torch.Tensor)
+        ]
+        measured = sum(value.numel() * value.element_size() for value in tensors) / weight.numel()
         planned = self.make().state_bytes("layers.0.weight", self.state_shape) / weight.numel()
         # A tenth of a byte of slack: step counters, and code books of quantised states.
         fits = measured <= planned * self.state_factor + 0.1 and planned <= measured * self.state_factor + 0.1

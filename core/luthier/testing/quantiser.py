@@ -51,9 +51,9 @@ class QuantiserSuite(Suite):
     def test_the_loaded_model_is_near_the_original(self, tmp_path: Path) -> None:
         """Transformers loads the model with them, and its logits are finite and near the original's."""
         expected = logits(tiny_llama(hidden_size=128, intermediate_size=256, num_key_value_heads=4))
-        found = logits(self.loaded(tmp_path)).float()
-        assert torch.isfinite(found).all(), "the quantised model's logits are not finite"
-        off = apart(found, expected)
+        actual = logits(self.loaded(tmp_path)).float()
+        assert torch.isfinite(actual).all(), "the quantised model's logits are not finite"
+        off = apart(actual, expected)
         assert off < self.tolerance, f"the logits are {off:.2f} off; allow more with tolerance, or mend it"
 
     def test_the_bits_it_plans_for_are_the_bits_it_takes(self, tmp_path: Path) -> None:

@@ -30,17 +30,17 @@ class RewardModelSuite(Suite):
     def scores(self, places: list[int]) -> torch.Tensor:
         """Return the scores of the pairs at `places`."""
         prompts = [self.prompts[place] for place in places]
-        found: torch.Tensor = self.make().score(prompts, [self.completions[place] for place in places])
-        return found
+        scores: torch.Tensor = self.make().score(prompts, [self.completions[place] for place in places])
+        return scores
 
     def test_it_scores_every_pair(self) -> None:
         """`score` returns (n,) float32, finite, without a gradient; (0,) for no pairs."""
         for count in (len(self.prompts), 1, 0):
-            found = self.scores(list(range(count)))
-            assert found.shape == (count,), f"{count} pairs give shape {tuple(found.shape)}, not ({count},)"
-            assert found.dtype == torch.float32, f"scores are {found.dtype}, not float32"
-            assert torch.isfinite(found).all(), f"scores are not finite: {found.tolist()}"
-            assert not found.requires_grad, "scores carry a gradient; score under torch.no_grad()"
+            scores = self.scores(list(range(count)))
+            assert scores.shape == (count,), f"{count} pairs give shape {tuple(scores.shape)}, not ({count},)"
+            assert scores.dtype == torch.float32, f"scores are {scores.dtype}, not float32"
+            assert torch.isfinite(scores).all(), f"scores are not finite: {scores.tolist()}"
+            assert not scores.requires_grad, "scores carry a gradient; score under torch.no_grad()"
 
     def test_the_order_of_the_pairs_is_theirs_alone(self) -> None:
         """Pairs in another order have the same scores in that order."""

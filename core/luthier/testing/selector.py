@@ -28,8 +28,8 @@ class SelectorSuite(Suite):
 
     def given(self, count: int | None = None) -> tuple[list[Candidate], torch.Tensor]:
         """Return the first `count` candidates with their scores."""
-        found = [Candidate("7 + 12?", text, len(text.split()) + 1) for text in self.texts[:count]]
-        return found, torch.tensor(self.scores[:count])
+        candidates = [Candidate("7 + 12?", text, len(text.split()) + 1) for text in self.texts[:count]]
+        return candidates, torch.tensor(self.scores[:count])
 
     def test_it_chooses_one_of_them(self) -> None:
         """`choose` returns a place among the candidates, an int, whatever their number."""
@@ -54,14 +54,14 @@ class SelectorSuite(Suite):
         """Of one candidate there is no choice: `expected` of one drawn is the mean of the values."""
         candidates, scores = self.given()
         values = torch.rand(len(candidates), generator=seeded())
-        found = self.make().expected(candidates, scores, values, 1)
-        assert abs(found - float(values.mean())) < 1e-6, f"of one drawn: {found}, mean {float(values.mean())}"
+        mean = self.make().expected(candidates, scores, values, 1)
+        assert abs(mean - float(values.mean())) < 1e-6, f"of one drawn: {mean}, mean {float(values.mean())}"
 
     def test_what_is_expected_of_all_is_the_choice(self) -> None:
         """Of all of them there is one draw: `expected` is the value of what is chosen."""
         candidates, scores = self.given()
         values = torch.rand(len(candidates), generator=seeded())
         made = self.make()
-        found = made.expected(candidates, scores, values, len(candidates))
+        value = made.expected(candidates, scores, values, len(candidates))
         chosen = float(values[made.choose(candidates, scores)])
-        assert abs(found - chosen) < 1e-6, f"of all drawn: {found}, the chosen one's {chosen}"
+        assert abs(value - chosen) < 1e-6, f"of all drawn: {value}, the chosen one's {chosen}"

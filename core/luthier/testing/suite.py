@@ -34,8 +34,8 @@ class Suite:
         frozen = self.method.__dataclass_params__.frozen
         assert frozen, f"{name} must be frozen: @dataclass(frozen=True)"
         made_up = f"{name}("
-        told = (self.method.__doc__ or made_up).strip()
-        assert not told.startswith(made_up), f"{name} needs a docstring: it is the help people see"
+        text = (self.method.__doc__ or made_up).strip()
+        assert not text.startswith(made_up), f"{name} needs a docstring: it is the help people see"
         assert self.method.source, f"{name}.source must name the paper and section, or the library"
         for option, field in options_of(self.method).items():
             assert field.metadata.get("help"), f"{name}.{option} needs help: option(default, 'What it does.')"

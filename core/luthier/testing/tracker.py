@@ -22,7 +22,7 @@ class TrackerSuite(Suite):
 
     method: ClassVar[type[Tracker]]
 
-    def told(self, run_dir: Path, error: BaseException | None = None) -> list[str]:
+    def events(self, run_dir: Path, error: BaseException | None = None) -> list[str]:
         """Tell a fresh tracker of a run, whole or ended by `error`; return what it listens to."""
         prepare()
         manager = pluggy.PluginManager(PROJECT)
@@ -57,16 +57,16 @@ class TrackerSuite(Suite):
     def test_it_observes_a_run(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """It listens to something, takes every call of a run, and writes nowhere but in the run's folder."""
         monkeypatch.chdir(tmp_path)
-        assert self.told(tmp_path / "run"), "it listens to nothing; mark its methods with @luthier.hookimpl"
+        assert self.events(tmp_path / "run"), "it listens to nothing; mark its methods with @luthier.hookimpl"
         beside = [path.name for path in tmp_path.iterdir() if path.name != "run"]
         assert not beside, f"it wrote {beside} beside the run's folder"
 
     def test_it_survives_a_run_that_fails(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """It takes the end of a run by an error, Ctrl-C included, and the next run after it."""
         monkeypatch.chdir(tmp_path)
-        self.told(tmp_path / "first", RuntimeError("out of memory"))
-        self.told(tmp_path / "second", KeyboardInterrupt())
-        self.told(tmp_path / "third")
+        self.events(tmp_path / "first", RuntimeError("out of memory"))
+        self.events(tmp_path / "second", KeyboardInterrupt())
+        self.events(tmp_path / "third")
 
 
 def step_report(step: int) -> StepReport:

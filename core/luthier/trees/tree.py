@@ -1,5 +1,6 @@
 """Token trees, packs of them without padding, and the cut of a step's trees into packs."""
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -185,23 +186,15 @@ class Pack:
         """Return the trees with `notes`, (N,) by name, beside those that they have."""
         lengths = [b - a for a, b in zip(self.offsets, self.offsets[1:], strict=False)]
         parts = {name: torch.split(values.float().cpu(), lengths) for name, values in notes.items()}
-        children = iter(range(len(lengths)))
-        return [
-            replace(
-                tree,
-                branches=tuple(
-                    replace(
-                        b,
-                        notes={
-                            **b.notes,
-                            **{name: tuple(part[child].tolist()) for name, part in parts.items()},
-                        },
-                    )
-                    for b, child in zip(tree.branches, children, strict=False)
-                ),
-            )
-            for tree in self.trees
-        ]
+        children = itertools.count()
+        trees = []
+        for tree in self.trees:
+            branches = []
+            for branch, child in zip(tree.branches, children, strict=False):
+                own = {name: tuple(part[child].tolist()) for name, part in parts.items()}
+                branches.append(replace(branch, notes={**branch.notes, **own}))
+            trees.append(replace(tree, branches=tuple(branches)))
+        return trees
 
     @property
     def tokens(self) -> int:

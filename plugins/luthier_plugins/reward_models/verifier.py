@@ -88,12 +88,12 @@ class Verifier(RewardModel):
 
         def score(candidates: Sequence[Candidate]) -> torch.Tensor:
             return torch.tensor(
-                [self._one(candidate, check) for candidate in candidates], dtype=torch.float32
+                [self._verified(candidate, check) for candidate in candidates], dtype=torch.float32
             )
 
         return score
 
-    def _one(self, candidate: Candidate, check: _Check) -> float:
+    def _verified(self, candidate: Candidate, check: _Check) -> float:
         if self.unfinished is not None and not candidate.finished:
             return self.unfinished
         try:

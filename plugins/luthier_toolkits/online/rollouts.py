@@ -19,7 +19,7 @@ import torch
 
 from luthier.contracts import Candidate, DataSource
 from luthier.data import Encoded, Sampler
-from luthier.policy import Answer, Decoding, Logprobs, Policy, answers, undisturbed
+from luthier.policy import Answer, Decoding, Logprobs, ModelPolicy, answers, undisturbed
 from luthier.system import Processes
 from luthier.text import Codec
 from luthier.trees import Branch, Pack, Tree, cut
@@ -53,7 +53,7 @@ class Rollouts:
         processes: Each answers a part of the prompts.
     """
 
-    policy: Policy
+    policy: ModelPolicy
     reference: Callable[[Pack], Logprobs]
     objective: OnlineObjective
     scoring: Scoring
@@ -153,7 +153,7 @@ class Rollouts:
                           for name in ("trees", "scores", "finished")))  # fmt: skip
         everything = [line for _, own in parts for line in own]
         seconds = {"seconds/answering": answered, "seconds/rollout": time.perf_counter() - start}
-        return Record(whole, {**found(whole, everything), **seconds}, lines=everything)
+        return Record(whole, {**rollout_metrics(whole, everything), **seconds}, lines=everything)
 
     def _lines(self, candidates: Sequence[Sequence[Candidate]], scored: Scores) -> Iterator[dict[str, Any]]:
         """Yield what people read of every answer."""
@@ -216,7 +216,7 @@ class Rollouts:
         return [noted[place] for place in range(len(trees))]
 
 
-def found(rollout: Rollout, lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+def rollout_metrics(rollout: Rollout, lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Return the metrics of a rollout, means over its answers; `lines` are those people read."""
     branches = [branch for tree in rollout.trees for branch in tree.branches]
     logprobs = [branch.notes[LOGPROB] for branch in branches]

@@ -13,7 +13,7 @@ from luthier.adapters import adapted_layers
 from luthier.contracts import Place
 from luthier.data import RunRows
 from luthier.models import LoadedModel
-from luthier.policy import Logprobs, Policy, check_room, undisturbed
+from luthier.policy import Logprobs, ModelPolicy, check_room, undisturbed
 from luthier.text import Codec
 from luthier.trees import Pack
 from luthier_toolkits.online.rollout_file import RolloutFiles
@@ -73,7 +73,7 @@ def without_dropout(model: nn.Module) -> None:
                 setattr(module, name, 0.0)
 
 
-def frozen(policy: Policy) -> Callable[[Pack], Logprobs]:
+def frozen(policy: ModelPolicy) -> Callable[[Pack], Logprobs]:
     """Return what gives log-probabilities under `policy` as it is now, whatever trains later.
 
     Of an adapter its layers are copied, over the same base; of a model that trains whole, all of it.
@@ -87,7 +87,7 @@ def frozen(policy: Policy) -> Callable[[Pack], Logprobs]:
                 return policy.logprobs(pack)
 
         return beside
-    other = Policy(copy.deepcopy(model).requires_grad_(False), autocast_dtype=policy.autocast_dtype)
+    other = ModelPolicy(copy.deepcopy(model).requires_grad_(False), autocast_dtype=policy.autocast_dtype)
 
     def alone(pack: Pack) -> Logprobs:
         with undisturbed(other.model):

@@ -15,7 +15,7 @@ from luthier.config import ModelConfig
 from luthier.contracts import Candidate, Place
 from luthier.errors import ConfigError, DataError, ModelError
 from luthier.models import find_source, head_of, load_tokenizer
-from luthier.policy import Policy, policy_of, undisturbed
+from luthier.policy import ModelPolicy, policy_of, undisturbed
 from luthier.text import Codec
 from luthier.trees import Branch, Pack, Tree, cut
 from luthier_toolkits.rewards.detached import DetachedAdapter
@@ -39,7 +39,7 @@ class RewardNetwork:
         detached: The adapter that is put on the model for it; None: it is as it should be.
     """
 
-    policy: Policy
+    policy: ModelPolicy
     codec: Codec
     context: int | None
     pack_tokens: int
@@ -86,17 +86,19 @@ class RewardNetwork:
         return [tree for tree, _ in together.values()], [owners for _, owners in together.values()]
 
 
-def answer_tree(one: Candidate, codec: Codec) -> Tree:
+def answer_tree(candidate: Candidate, codec: Codec) -> Tree:
     """Return the tree of a candidate as training sees it: with an end token where it came to one."""
-    if not one.completion.strip():
+    if not candidate.completion.strip():
         end = (codec.tokenizer.eos_token_id,)
-        return Tree(tuple(codec.prompt_ids(one.prompt, one.origin)), (Branch(end),), one.origin)
-    answer: Any = one.completion
-    if not isinstance(one.prompt, str):
-        answer = [{"role": "assistant", "content": one.completion}]
-    tree = codec.pair(one.prompt, answer, one.origin)
+        return Tree(
+            tuple(codec.prompt_ids(candidate.prompt, candidate.origin)), (Branch(end),), candidate.origin
+        )
+    answer: Any = candidate.completion
+    if not isinstance(candidate.prompt, str):
+        answer = [{"role": "assistant", "content": candidate.completion}]
+    tree = codec.pair(candidate.prompt, answer, candidate.origin)
     ids = tree.branches[0].ids
-    ended = one.finished or len(ids) == 1
+    ended = candidate.finished or len(ids) == 1
     return replace(tree, branches=(Branch(ids if ended else ids[:-1]),))
 
 
@@ -145,7 +147,7 @@ def _alone(loaded: LoadedModel, place: Place) -> RewardNetwork:
 def _beside(host: LoadedModel, adapter: Path, place: Place) -> RewardNetwork:
     beside = (adapter / "tokenizer_config.json").is_file()
     tokenizer = load_tokenizer(str(adapter), None, None) if beside else host.tokenizer
-    policy = Policy(host.model, autocast_dtype=host.autocast_dtype)
+    policy = ModelPolicy(host.model, autocast_dtype=host.autocast_dtype)
     return RewardNetwork(
         policy, Codec(tokenizer), host.context, place.pack_tokens, DetachedAdapter.load(host.model, adapter)
     )

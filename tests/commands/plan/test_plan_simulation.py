@@ -5,9 +5,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from helpers import tiny_gpt2, tiny_llama
-from luthier import Branch, Pack, Policy, Tree
+from luthier import Branch, ModelPolicy, Pack, Tree
 from luthier.kernels.fused import fuse
-from luthier.policy import head
+from luthier.policy.row_blocks import LOGITS_BYTES
 from luthier_plugins.adapters.full import Full
 from luthier_plugins.adapters.lora import LoRA
 from luthier_plugins.commands.plan.memory import passed
@@ -23,7 +23,7 @@ TREES = [Tree((1,) * 40, (Branch((2,) * 270), Branch((3,) * 30))), Tree((4,) * 5
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch):
-    monkeypatch.setitem(head.CHUNK_BYTES, "cpu", 64 * 4 * 300)
+    monkeypatch.setitem(LOGITS_BYTES, "cpu", 64 * 4 * 300)
 
 
 def model_of(dtype=torch.float32, **changes):
@@ -38,7 +38,7 @@ def measured(model, adapter, setting: Setting) -> Pass:
     if setting.checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     model.train()
-    policy = Policy(model, autocast_dtype=setting.autocast)
+    policy = ModelPolicy(model, autocast_dtype=setting.autocast)
     pack = Pack.of(TREES)
     known = [*model.parameters(), *model.buffers(), pack.input_ids, pack.position_ids, pack.targets]
     for parameter in model.parameters():
@@ -140,7 +140,7 @@ def test_the_work_of_a_token_is_what_torch_counts_in_a_real_pass():
     shapes = on_meta(model.config, torch.float32)
     attach(shapes, Full())
     found = flops_per_token(Sampled.of(shapes), tokens, FP32)
-    policy, pack = Policy(model.train()), Pack.of([Tree((1,), (Branch((2,) * (tokens - 1)),))])
+    policy, pack = ModelPolicy(model.train()), Pack.of([Tree((1,), (Branch((2,) * (tokens - 1)),))])
     with FlopCounterMode(display=False) as count:
         SFT().loss(policy, pack).total.backward()
     assert found * tokens == pytest.approx(count.get_total_flops(), rel=0.01)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from helpers import save_tiny, tiny_gpt2, tiny_llama, tiny_tokenizer, write_rows
-from luthier import Codec, ConfigError, DataError, Policy, compose
+from luthier import Codec, ConfigError, DataError, ModelPolicy, compose
 from luthier.contracts.data_source import DataSource
 from luthier.policy.generation import Answer, Decoding, answers
 from luthier_plugins.commands.sample import sample, sampling
@@ -190,7 +190,7 @@ def test_what_was_stopped_goes_on_and_ends_in_the_same_bytes(folder, tmp_path, m
 def test_a_prompt_runs_once_for_all_its_answers(make):
     tokenizer = tiny_tokenizer()
     tokenizer.pad_token = tokenizer.eos_token
-    policy, codec = Policy(make(vocab_size=len(tokenizer)).eval()), Codec(tokenizer)
+    policy, codec = ModelPolicy(make(vocab_size=len(tokenizer)).eval()), Codec(tokenizer)
     prompts = [[5, 9, 30, 41, 12], [8, 7], [6]]
     alone = dict(answers(policy, codec, prompts, Decoding(6, 1)))
     seen = []

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from helpers import save_tiny, write_rows
-from luthier import ConfigError, DataError, Policy, compose, evaluate, hookimpl, train
+from luthier import ConfigError, DataError, ModelPolicy, compose, evaluate, hookimpl, train
 from luthier.config.model_config import ModelConfig
 from luthier.models.model import load_model
 from luthier.registry.method_catalogue import catalogue
@@ -257,8 +257,8 @@ def test_data_of_any_sort_reaches_the_run_through_its_options(folder, tmp_path):
 @pytest.mark.parametrize("fused", [True, False])
 def test_a_run_fuses_what_the_option_says(folder, tmp_path, fused, monkeypatch):
     seen = []
-    plain = Policy.check
-    monkeypatch.setattr(Policy, "check", lambda policy: seen.append(policy.model) or plain(policy))
+    plain = ModelPolicy.check
+    monkeypatch.setattr(ModelPolicy, "check", lambda policy: seen.append(policy.model) or plain(policy))
     more = [f"model.fused={str(fused).lower()}", "max_steps=1", "adapter.targets=[q_proj]", "adapter=lora"]
     result = train(compose("train", overrides(folder, tmp_path / "run", *more)))
     evaluate(

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from helpers import tiny_llama, tiny_tokenizer
-from luthier import Codec, ConfigError, Pack, Policy, Row
+from luthier import Codec, ConfigError, ModelPolicy, Pack, Row
 from luthier.engine.auxiliary import WithAuxiliary, with_auxiliary
 from luthier.engine.loop import accumulate
 from luthier.engine.monitors import Monitor
@@ -27,7 +27,7 @@ def trees():
 
 def gradient_of(objective, packs):
     """The gradient of a step, divided once, and its mean loss."""
-    policy, meter = Policy(tiny_llama()), Monitor()
+    policy, meter = ModelPolicy(tiny_llama()), Monitor()
     known = pooled(policy, objective, packs, Processes())
     weight = accumulate(policy, objective, packs, meter, known=known)
     gradients = torch.cat([p.grad.flatten() for p in policy.model.parameters() if p.grad is not None])
@@ -49,9 +49,9 @@ def test_each_part_is_a_mean_over_the_step_by_its_own_weight():
 
 def test_the_pack_runs_once(monkeypatch):
     runs = []
-    plain = Policy.logprobs
-    monkeypatch.setattr(Policy, "logprobs", lambda self, pack: runs.append(pack) or plain(self, pack))
-    with_auxiliary(SimPO(), {"sft": 0.3}).loss(Policy(tiny_llama()), Pack.of(trees()))
+    plain = ModelPolicy.logprobs
+    monkeypatch.setattr(ModelPolicy, "logprobs", lambda self, pack: runs.append(pack) or plain(self, pack))
+    with_auxiliary(SimPO(), {"sft": 0.3}).loss(ModelPolicy(tiny_llama()), Pack.of(trees()))
     assert len(runs) == 1
 
 

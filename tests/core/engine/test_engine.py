@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from helpers import tiny_llama
-from luthier import Branch, LuthierError, Policy, Tree
+from luthier import Branch, LuthierError, ModelPolicy, Tree
 from luthier.config.options import ScheduleConfig
 from luthier.data.batches import RowBatches
 from luthier.data.data import Sampler
@@ -39,7 +39,7 @@ def model():
 
 def gradients(model, trees, pack_tokens):
     model = copy.deepcopy(model)
-    policy = Policy(model)
+    policy = ModelPolicy(model)
     packs = [[trees[i] for i in pack] for pack in cut(trees, pack_tokens)]
     weight = accumulate(policy, SFT(), packs, Monitor())
     norm = normalise(list(model.parameters()), weight, None)
@@ -106,7 +106,7 @@ def train(model, trees, pack_tokens, steps=20, max_grad_norm=1.0, log_every=1, l
     plan = Plan(steps, pack_tokens, max_grad_norm, log_every)
     batches = RowBatches(trees, Sampler(len(trees), 8, True, 0))
     watcher = Watcher(reports)
-    Loop(Policy(model), objective or SFT(), batches, optimiser, lr_schedule, plan, watcher).run()
+    Loop(ModelPolicy(model), objective or SFT(), batches, optimiser, lr_schedule, plan, watcher).run()
     return model, reports
 
 
@@ -182,7 +182,7 @@ def test_weights_stay_as_they_were_before_the_bad_step(model):
 
     lr_schedule = schedule(ScheduleConfig("constant", 0), optimiser, 3)
     loop = Loop(
-        Policy(kept),
+        ModelPolicy(kept),
         Later(),
         RowBatches(trees, Sampler(8, 8, False, 0)),
         optimiser,
@@ -201,7 +201,7 @@ def test_patience_ends_a_run_and_the_best_is_kept(model):
     optimiser = AdamW().build(list(own.named_parameters()))
     watcher = Watcher([], losses=[3.0, 2.0, 2.5, 2.0])
     progress = Loop(
-        Policy(own), SFT(), RowBatches(trees, Sampler(8, 4, True, 0)), optimiser,
+        ModelPolicy(own), SFT(), RowBatches(trees, Sampler(8, 4, True, 0)), optimiser,
         schedule(ScheduleConfig(), optimiser, 20), plan, watcher,
     ).run()  # fmt: skip
     assert progress.step == 8

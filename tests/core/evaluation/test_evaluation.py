@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from helpers import tiny_llama, tiny_tokenizer
-from luthier import Codec, DataSource, Policy, Row
+from luthier import Codec, DataSource, ModelPolicy, Row
 from luthier.config.options import EvaluationConfig
 from luthier.data.data import encode
 from luthier.evaluation.evaluation import Evaluator, greedy
@@ -40,7 +40,7 @@ class Scored(DataSource):
 def parts():
     tokenizer = tiny_tokenizer()
     tokenizer.pad_token = tokenizer.eos_token
-    return Policy(tiny_llama(vocab_size=len(tokenizer))), Codec(tokenizer)
+    return ModelPolicy(tiny_llama(vocab_size=len(tokenizer))), Codec(tokenizer)
 
 
 def evaluator(parts, source: DataSource, pack_tokens: int = 2048, **settings) -> Evaluator:
@@ -71,7 +71,7 @@ def test_the_loss_does_not_depend_on_packing(parts):
 
 def test_nothing_of_a_pack_outlives_it(parts, monkeypatch):
     # users.md row 38: an evaluation that keeps every logit until its end runs out of memory.
-    kept, own = [], Policy.logprobs
+    kept, own = [], ModelPolicy.logprobs
 
     def watched(policy, pack):
         assert not [True for values in kept if values() is not None]
@@ -79,7 +79,7 @@ def test_nothing_of_a_pack_outlives_it(parts, monkeypatch):
         kept.append(weakref.ref(found.values))
         return found
 
-    monkeypatch.setattr(Policy, "logprobs", watched)
+    monkeypatch.setattr(ModelPolicy, "logprobs", watched)
     evaluator(parts, Scored(), pack_tokens=1).report(0, answer=False)
     assert len(kept) == len(PROMPTS)
 

@@ -7,9 +7,10 @@ import torch
 import transformers as tf
 
 from helpers import tiny_gpt2, tiny_llama
-from luthier import Branch, Pack, Policy, Tree
-from luthier.kernels.fp32_residual import is_wide, wants_wide, widen
+from luthier import Branch, ModelPolicy, Pack, Tree
+from luthier.kernels.fp32_residual import wants_wide, widen
 from luthier.kernels.fused import fuse, unfused
+from luthier.kernels.record import is_wide
 from luthier.policy import attention
 from luthier.policy.tile_attention import Terms, tile_attention
 from luthier_plugins.adapters.lora import LoRA
@@ -44,14 +45,14 @@ def build(family):
 
 @torch.no_grad()
 def error(model, exact):
-    return float((Policy(model).logprobs(PACK).values.double() - exact).pow(2).mean().sqrt())
+    return float((ModelPolicy(model).logprobs(PACK).values.double() - exact).pow(2).mean().sqrt())
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_log_probabilities_come_closer(family):
     model = build(family)
     with torch.no_grad():  # of the same weights: what is left is rounding on the way
-        exact = Policy(copy.deepcopy(model).double()).logprobs(PACK).values
+        exact = ModelPolicy(copy.deepcopy(model).double()).logprobs(PACK).values
     narrow, wide = copy.deepcopy(model), copy.deepcopy(model)
     fuse(narrow)
     assert widen(wide, fuse(wide))
@@ -68,7 +69,7 @@ def test_the_stream_is_wide_and_what_layers_compute_in_is_not():
     layer.register_forward_pre_hook(lambda _, given: seen.update(stream=given[0].dtype))
     layer.self_attn.q_proj.register_forward_pre_hook(lambda _, given: seen.update(query=given[0].dtype))
     model.lm_head.register_forward_pre_hook(lambda _, given: seen.update(head=given[0].dtype))
-    policy = Policy(model)
+    policy = ModelPolicy(model)
     loss = policy.logprobs(PACK).values.sum()
     with policy.native_attention(), torch.no_grad():
         model(torch.tensor(IDS[:1]))
@@ -147,7 +148,7 @@ def test_a_wide_model_asks_for_exact_scores(monkeypatch):
     monkeypatch.setattr(attention, "Terms", lambda *a, **k: seen.append(k["wide"]) or Terms(*a, **k))
     model = build("llama")
     fused = fuse(model)
-    policy = Policy(model)
+    policy = ModelPolicy(model)
     policy.logprobs(PACK)
     widen(model, fused)
     policy.logprobs(PACK)

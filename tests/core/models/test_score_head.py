@@ -10,7 +10,7 @@ import transformers as tf
 from safetensors.torch import load_file, save_file
 
 from helpers import crash, save_tiny, tiny_gpt2, tiny_llama, write_rows
-from luthier import Codec, ConfigError, ModelError, Pack, Policy, Row, compose, evaluate, train
+from luthier import Codec, ConfigError, ModelError, ModelPolicy, Pack, Row, compose, evaluate, train
 from luthier.config.model_config import ModelConfig
 from luthier.models.model import load_model
 from luthier.models.score_head import as_classifier, attach_head, head_name, head_of
@@ -51,7 +51,7 @@ def our_scores(path, kind, text="a then aa"):
     """Every score of a plain forward of Luthier's policy on what was loaded again."""
     loaded = load_model(ModelConfig(path=str(path), dtype="float32"), train_base=False)
     ids = loaded.tokenizer(text, add_special_tokens=False)["input_ids"]
-    policy = Policy(loaded.model)
+    policy = ModelPolicy(loaded.model)
     with policy.native_attention(), torch.no_grad():
         hidden = loaded.model.get_decoder()(input_ids=torch.tensor([ids])).last_hidden_state
     scores = head_of(loaded.model)(hidden)[0]
@@ -181,7 +181,7 @@ def test_a_classifier_of_several_labels_is_refused(folder, tmp_path):
 def test_scores_are_those_of_one_sequence_at_a_time(folder):
     loaded = load_model(ModelConfig(path=str(folder / "base"), dtype="float32"), train_base=False)
     head = attach_head(loaded.model, "sequence", torch.Generator().manual_seed(0))
-    codec, policy = Codec(loaded.tokenizer), Policy(loaded.model)
+    codec, policy = Codec(loaded.tokenizer), ModelPolicy(loaded.model)
     rows = [json.loads(line) for line in (folder / "sequence.jsonl").read_text().splitlines()]
 
     trees = [pair_tree(Row(row, "row"), codec) for row in rows[:3]]

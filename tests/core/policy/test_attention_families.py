@@ -9,7 +9,7 @@ import transformers as tf
 from torch.nn.attention.flex_attention import create_mask, flex_attention
 
 from helpers import plain_values
-from luthier import Branch, ModelError, Pack, Policy, Tree
+from luthier import Branch, ModelError, ModelPolicy, Pack, Tree
 from luthier.policy import masked_attention
 from luthier.policy.attention import NAME, tree_attention
 from luthier.policy.forward import TreeForward
@@ -95,7 +95,7 @@ def test_values_and_gradients_equal_plain_forwards(family, monkeypatch):
     model = build(FAMILIES[family])
     expected = plain_values(model, TREES)
     expected_gradients = gradients(model, expected)
-    policy = Policy(model)
+    policy = ModelPolicy(model)
     policy.check()
     assert isinstance(policy._forward, TreeForward)
     found = policy.logprobs(Pack.of(TREES))
@@ -113,7 +113,7 @@ def test_values_and_gradients_equal_plain_forwards(family, monkeypatch):
 
 def test_gradient_checkpointing_changes_nothing():
     model = build(FAMILIES["gemma3"])
-    policy, pack = Policy(model), Pack.of(TREES)
+    policy, pack = ModelPolicy(model), Pack.of(TREES)
     expected = gradients(model, policy.logprobs(pack).values)
     model.gradient_checkpointing_enable({"use_reentrant": False})
     model.train()
@@ -216,7 +216,7 @@ def test_dropout_is_applied_and_its_gradient_is_that_of_the_same_mask():
 
 def test_a_plain_forward_under_tree_attention_says_what_to_do():
     model = build(FAMILIES["llama"])
-    Policy(model)
+    ModelPolicy(model)
     with pytest.raises(ModelError, match="native_attention"):
         model(torch.tensor([[3, 4]]))
 

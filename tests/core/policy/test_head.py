@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from luthier.policy.head import Head, token_logprobs
+from luthier.policy.row_blocks import LOGITS_BYTES
 
 CASES = list(itertools.product([None, 2.0], [1.0, 0.4], [False, True]))
 
@@ -101,7 +102,7 @@ def test_no_rows_give_no_values():
 
 def test_the_vocabulary_wide_block_is_never_larger_than_a_chunk(monkeypatch):
     hidden, weight, _, targets = inputs(torch.float32, bias=False, n=40, v=50)
-    monkeypatch.setattr("luthier.policy.head.CHUNK_BYTES", {"cpu": 4 * 50 * 3})
+    monkeypatch.setitem(LOGITS_BYTES, "cpu", 4 * 50 * 3)
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.shape) or x, lambda x: x):
         token_logprobs(hidden, weight, None, targets)

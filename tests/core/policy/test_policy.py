@@ -8,7 +8,7 @@ import torch
 import transformers as tf
 
 from helpers import plain_values
-from luthier import Branch, Logprobs, ModelError, Pack, Policy, Tree
+from luthier import Branch, Logprobs, ModelError, ModelPolicy, Pack, Tree
 from luthier.policy.attention import NAME
 from luthier.policy.forward import PaddedForward, PaddedLogits, TreeForward
 
@@ -79,7 +79,7 @@ def test_a_model_that_cannot_take_trees_runs_padded_with_a_warning(name, caplog)
     model = build(config)
     expected = plain_values(model, TREES)
     expected_gradient = gradient(model, expected)
-    policy = Policy(model)
+    policy = ModelPolicy(model)
     with caplog.at_level(logging.WARNING, "luthier"):
         policy.check()
     message = next(record.getMessage() for record in caplog.records if record.name == "luthier")
@@ -96,7 +96,7 @@ def test_a_model_that_cannot_take_trees_runs_padded_with_a_warning(name, caplog)
 def test_trees_and_padded_rows_give_the_same_hidden_states():
     model, pack = build(LLAMA), Pack.of(TREES)
     everywhere = torch.arange(pack.tokens)
-    policy = Policy(model)
+    policy = ModelPolicy(model)
     tree = policy.hidden(pack, everywhere)
     padded = PaddedForward(model, policy._forward.head)
     padded.attach()
@@ -131,7 +131,7 @@ def test_a_head_that_is_not_as_described_is_run_by_the_model(kind):
         head = Wrapped(model.lm_head)
     model.lm_head = head
     expected = plain_values(model, TREES)
-    policy = Policy(model)
+    policy = ModelPolicy(model)
     policy.check()
     assert isinstance(policy._forward, PaddedLogits)
     torch.testing.assert_close(policy.logprobs(Pack.of(TREES)).values, expected, rtol=0, atol=1e-5)
@@ -141,7 +141,7 @@ def test_a_model_that_depends_on_its_batch_is_refused():
     model = build(LLAMA)
     model.model.norm.register_forward_hook(lambda module, args, out: out + 0.1 * out.sum((0, 1)))
     with pytest.raises(ModelError, match="other values in a batch"):
-        Policy(model).check()
+        ModelPolicy(model).check()
 
 
 def test_the_check_leaves_no_trace():
@@ -149,7 +149,7 @@ def test_the_check_leaves_no_trace():
     model.model.layers[0].eval()
     modes = [module.training for module in model.modules()]
     state = torch.get_rng_state()
-    policy = Policy(model)
+    policy = ModelPolicy(model)
     policy.check()
     assert [module.training for module in model.modules()] == modes
     assert torch.equal(torch.get_rng_state(), state)
@@ -163,7 +163,7 @@ def test_native_attention_is_for_generation_and_ends_after_an_error():
     options = {"max_new_tokens": 4, "do_sample": False, "attention_mask": torch.ones_like(prompt)}
     native = model.config._attn_implementation
     expected = model.generate(prompt, **options)
-    policy = Policy(model)
+    policy = ModelPolicy(model)
     policy.check()
     assert model.config._attn_implementation == NAME
     with policy.native_attention():
@@ -173,7 +173,7 @@ def test_native_attention_is_for_generation_and_ends_after_an_error():
         raise KeyboardInterrupt
     assert model.config._attn_implementation == NAME
     # A second policy over the same model still knows the way back.
-    with Policy(model).native_attention():
+    with ModelPolicy(model).native_attention():
         assert model.config._attn_implementation == native
 
 
@@ -181,7 +181,7 @@ def test_chunked_attention_is_not_taken_for_causal():
     # Such chunks are longer than the check's rows and exist only in the model's own mask.
     model = build(LLAMA)
     model.config.attention_chunk_size = 4096
-    policy = Policy(model)
+    policy = ModelPolicy(model)
     policy.check()
     assert isinstance(policy._forward, PaddedForward)
 
@@ -189,11 +189,11 @@ def test_chunked_attention_is_not_taken_for_causal():
 @pytest.mark.parametrize("mode", ["weights", "autocast"])
 def test_bfloat16_stays_near_float32(mode):
     model, pack = build(LLAMA), Pack.of(TREES)
-    expected = Policy(model).logprobs(pack).values
+    expected = ModelPolicy(model).logprobs(pack).values
     low = (
-        Policy(model.to(torch.bfloat16))
+        ModelPolicy(model.to(torch.bfloat16))
         if mode == "weights"
-        else Policy(model, autocast_dtype=torch.bfloat16)
+        else ModelPolicy(model, autocast_dtype=torch.bfloat16)
     )
     low.check()
     assert isinstance(low._forward, TreeForward)
@@ -215,5 +215,5 @@ def test_sums_and_means_per_child():
 
 
 def test_a_pack_without_children_gives_nothing():
-    logprobs = Policy(build(LLAMA)).logprobs(Pack.of([Tree((3, 4))]))
+    logprobs = ModelPolicy(build(LLAMA)).logprobs(Pack.of([Tree((3, 4))]))
     assert logprobs.sums().shape == logprobs.means().shape == (0,)

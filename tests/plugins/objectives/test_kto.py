@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from helpers import tiny_llama, tiny_tokenizer
-from luthier import Codec, ConfigError, DataError, Pack, Policy, Row, Tree, UnusableRowError
+from luthier import Codec, ConfigError, DataError, ModelPolicy, Pack, Row, Tree, UnusableRowError
 from luthier.engine.auxiliary import with_auxiliary
 from luthier.engine.pooling import pooled
 from luthier.policy.references import References, keys_of
@@ -105,7 +105,7 @@ def test_a_completion_with_both_labels_is_found():
 
 
 def test_only_desirable_completions_are_taught_by_what_is_added():
-    trees, policy = completed(KTO(), ROWS), Policy(tiny_llama())
+    trees, policy = completed(KTO(), ROWS), ModelPolicy(tiny_llama())
     keys = [key for tree in trees for key in keys_of(tree)]
     policy.references = References.of(dict.fromkeys(keys, -30.0))
     objective = with_auxiliary(KTO(), {"sft": 2.0})
@@ -120,11 +120,13 @@ def test_only_desirable_completions_are_taught_by_what_is_added():
 
 
 def test_a_pack_runs_once_beside_another_objective(monkeypatch):
-    trees, policy = completed(KTO(), ROWS), Policy(tiny_llama())
+    trees, policy = completed(KTO(), ROWS), ModelPolicy(tiny_llama())
     keys = [key for tree in trees for key in keys_of(tree)]
     policy.references = References.of(dict.fromkeys(keys, -30.0))
-    runs, plain = [], Policy.logprobs
-    monkeypatch.setattr(Policy, "logprobs", lambda self, pack: runs.append(pack.tokens) or plain(self, pack))
+    runs, plain = [], ModelPolicy.logprobs
+    monkeypatch.setattr(
+        ModelPolicy, "logprobs", lambda self, pack: runs.append(pack.tokens) or plain(self, pack)
+    )
     objective, whole = with_auxiliary(KTO(), {"sft": 2.0}), Pack.of(trees)
     objective.loss(policy, whole)
     part = Pack.of(trees, pooled={"kl": 0.1, "share of sft": 0.5})
@@ -142,7 +144,7 @@ def test_a_weight_that_is_not_positive_is_refused(option):
 def test_the_loss_is_the_papers_and_so_is_it_in_parts(shift):
     """Log-ratios are set through the reference: r = 0.3·place, and `shift` for the completions of others."""
     objective = KTO(beta=0.4, desirable_weight=1.2, undesirable_weight=0.7)
-    trees, policy = completed(objective, ROWS), Policy(tiny_llama())
+    trees, policy = completed(objective, ROWS), ModelPolicy(tiny_llama())
     with torch.no_grad():
         sums = policy.logprobs(Pack.of(trees)).sums().tolist()
     ratios = [ratio for place in range(4) for ratio in (0.3 * place, shift + 0.1 * place)]

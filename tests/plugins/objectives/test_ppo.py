@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from helpers import tiny_llama
-from luthier import Branch, ConfigError, GuardError, Pack, Policy, Tree
+from luthier import Branch, ConfigError, GuardError, ModelPolicy, Pack, Tree
 from luthier.models.score_head import attach_head
 from luthier_plugins.objectives.ppo.ppo import ADVANTAGE, COEFFICIENT, PPO, RETURN
 from luthier_toolkits.online import LOGPROB, REFERENCE, VALUE, Rollout
@@ -87,7 +87,7 @@ def test_guards_stop(options, message):
 def policy():
     model = tiny_llama()
     torch.nn.init.normal_(attach_head(model, "value", torch.Generator()).weight, std=0.2)
-    return Policy(model)
+    return ModelPolicy(model)
 
 
 def plain_loss(method, pack, logprobs, values):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from helpers import tiny_llama, tiny_tokenizer
-from luthier import Codec, ConfigError, DataError, Pack, Policy, Row, UnusableRowError
+from luthier import Codec, ConfigError, DataError, ModelPolicy, Pack, Row, UnusableRowError
 from luthier.models.score_head import attach_head
 from luthier_plugins.objectives.process_reward import ProcessReward
 
@@ -25,7 +25,7 @@ def tree(row, **options):
 def policy():
     model = tiny_llama()
     attach_head(model, "token", torch.Generator().manual_seed(0))
-    return Policy(model)
+    return ModelPolicy(model)
 
 
 def test_a_step_ends_with_its_separator_which_is_scored():

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from helpers import tiny_llama, tiny_tokenizer
-from luthier import Codec, DataError, Pack, Policy, Row
+from luthier import Codec, DataError, ModelPolicy, Pack, Row
 from luthier.contracts.objective import Loss
 from luthier.engine.monitors import Monitor
 from luthier.models.score_head import attach_head
@@ -23,7 +23,7 @@ ROWS = [
 def policy():
     model = tiny_llama()
     attach_head(model, "sequence", torch.Generator().manual_seed(0))
-    return Policy(model)
+    return ModelPolicy(model)
 
 
 def trees(objective, rows=ROWS):

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from helpers import tiny_llama
-from luthier import Branch, ConfigError, InBackward, LuthierError, Policy, Tree, compose
+from luthier import Branch, ConfigError, InBackward, LuthierError, ModelPolicy, Tree, compose
 from luthier.config.options import ScheduleConfig
 from luthier.data.batches import RowBatches
 from luthier.data.data import Sampler
@@ -212,7 +212,7 @@ def run(
     lr_schedule = schedule(ScheduleConfig("cosine", 0.1), optimiser, steps)
     trees = some_trees()
     Loop(
-        Policy(model), objective or SFT(), RowBatches(trees, Sampler(len(trees), 6, True, 0)), optimiser,
+        ModelPolicy(model), objective or SFT(), RowBatches(trees, Sampler(len(trees), 6, True, 0)), optimiser,
         lr_schedule, plan, watcher,
     ).run()  # fmt: skip
     return model, watcher.reports
@@ -347,7 +347,9 @@ def test_every_pack_is_announced_before_its_backward_pass(model):
             return loss
 
     packs = [[tree] for tree in some_trees(3)]
-    total = accumulate(Policy(copy.deepcopy(model)), Weighing(), packs, Monitor(), in_backward=Announced())
+    total = accumulate(
+        ModelPolicy(copy.deepcopy(model)), Weighing(), packs, Monitor(), in_backward=Announced()
+    )
     a, b, c = weights
     assert events == [
         (False, a), "backward", (False, a + b), "backward", (True, a + b + c), "backward",

@@ -9,7 +9,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from helpers import tiny_gpt2, tiny_llama, tiny_tokenizer
-from luthier import ConfigError, ModelError, Policy
+from luthier import ConfigError, ModelError, ModelPolicy
 from luthier.adapters.linear_adapter import weight_in_use
 from luthier.config.model_config import ModelConfig
 from luthier.models.model import load_model
@@ -142,7 +142,7 @@ def test_a_threshold_is_the_librarys_own_product(base):
 
 
 def test_a_row_does_not_depend_on_the_rows_beside_it_unless_inputs_are_quantised(base):
-    Policy(loaded(base)).check()
+    ModelPolicy(loaded(base)).check()
     x = torch.randn(40, 256, generator=torch.Generator().manual_seed(0))
 
     def off(**options):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from helpers import tiny_llama, tiny_tokenizer
-from luthier import Codec, DataError, Pack, Policy, Row, UnusableRowError
+from luthier import Codec, DataError, ModelPolicy, Pack, Row, UnusableRowError
 from luthier.data.data import encode
 from luthier.policy.references import References, keys_of
 from luthier_plugins.data_sources.jsonl import JsonLines
@@ -209,7 +209,7 @@ def test_length_bias_is_said():
 
 def measured(objective, trees, shift=()):
     """The loss on a policy whose reference gives what it gives itself, less `shift` per branch."""
-    policy = Policy(tiny_llama())
+    policy = ModelPolicy(tiny_llama())
     pack = Pack.of(trees)
     with torch.no_grad():
         sums = policy.logprobs(pack).sums()
@@ -245,7 +245,7 @@ def test_before_the_first_step_nothing_is_preferred():
 
 
 def test_an_objective_without_a_reference_never_asks_for_one():
-    policy = Policy(tiny_llama())
+    policy = ModelPolicy(tiny_llama())
     loss = SimPO().loss(policy, Pack.of(trees_of(("a", " b", " c"))))
     assert torch.isfinite(loss.total)
     with pytest.raises(Exception, match="no reference was measured"):

@@ -15,7 +15,7 @@ from luthier import (
     DataError,
     LuthierError,
     ModelError,
-    Policy,
+    ModelPolicy,
     compose,
     evaluate,
     hookimpl,
@@ -248,7 +248,7 @@ def test_a_reference_with_another_vocabulary_is_refused(folder, tmp_path):
 
 
 def test_a_value_that_is_not_finite_names_its_row(folder, tmp_path, monkeypatch):
-    plain = passes.Policy.logprobs
+    plain = passes.ModelPolicy.logprobs
 
     def broken(self, pack):
         found = plain(self, pack)
@@ -256,7 +256,7 @@ def test_a_value_that_is_not_finite_names_its_row(folder, tmp_path, monkeypatch)
             found.values[:] = -torch.inf
         return found
 
-    monkeypatch.setattr(passes.Policy, "logprobs", broken)
+    monkeypatch.setattr(passes.ModelPolicy, "logprobs", broken)
     with pytest.raises(DataError, match=r"pairs\.jsonl:3.*the log-probability -inf"):
         train(compose("train", overrides(folder, tmp_path / "run", "dpo", "pack_tokens=8")))
 
@@ -265,7 +265,7 @@ def test_a_value_that_is_not_finite_names_its_row(folder, tmp_path, monkeypatch)
 def test_a_loss_that_is_not_finite_names_its_row_among_those_of_its_pack(
     folder, tmp_path, monkeypatch, objective
 ):
-    plain = Policy.logprobs
+    plain = ModelPolicy.logprobs
 
     def broken(self, pack):
         found = plain(self, pack)
@@ -274,7 +274,7 @@ def test_a_loss_that_is_not_finite_names_its_row_among_those_of_its_pack(
         lengths = torch.tensor(found.lengths)
         return replace(found, values=found.values * torch.tensor(factor).repeat_interleave(lengths))
 
-    monkeypatch.setattr(Policy, "logprobs", broken)
+    monkeypatch.setattr(ModelPolicy, "logprobs", broken)
     with pytest.raises(
         LuthierError, match=r"the loss is not finite; its rows: [^,]*pairs\.jsonl:3\. The last"
     ):

@@ -7,7 +7,18 @@ import pytest
 import torch
 
 from helpers import save_tiny, write_rows
-from luthier import Candidate, Codec, ConfigError, DataError, ModelError, Place, Policy, Row, compose, train
+from luthier import (
+    Candidate,
+    Codec,
+    ConfigError,
+    DataError,
+    ModelError,
+    ModelPolicy,
+    Place,
+    Row,
+    compose,
+    train,
+)
 from luthier.adapters.linear_adapter import adapted_layers
 from luthier.config.model_config import ModelConfig
 from luthier.models.model import load_model
@@ -48,7 +59,7 @@ def plain(path, one):
     """The score of one sequence through the whole model."""
     model = loaded(path)
     tree = answer_tree(one, Codec(model.tokenizer))
-    policy = Policy(model.model)
+    policy = ModelPolicy(model.model)
     with policy.native_attention(), torch.no_grad():
         ids = torch.tensor([tree.prompt + tree.branches[0].ids])
         return head_of(model.model)(model.model.get_decoder()(ids).last_hidden_state)[0, -1].item()
@@ -69,9 +80,9 @@ def test_scores_are_those_of_one_candidate_at_a_time(folder):
 
 def test_a_prompt_is_run_once_for_all_its_completions(folder, monkeypatch):
     judge, seen = reward_network(str(folder / "reward"), "sequence", place(), "outcome"), []
-    plain_scores = Policy.scores
+    plain_scores = ModelPolicy.scores
     monkeypatch.setattr(
-        Policy, "scores", lambda self, pack, at: seen.append(pack) or plain_scores(self, pack, at)
+        ModelPolicy, "scores", lambda self, pack, at: seen.append(pack) or plain_scores(self, pack, at)
     )
     judge.ends(CANDIDATES)
     assert [len(tree.branches) for pack in seen for tree in pack.trees] == [5, 1, 1]
@@ -79,13 +90,13 @@ def test_a_prompt_is_run_once_for_all_its_completions(folder, monkeypatch):
 
 def test_an_adapter_beside_another_gives_the_same_and_leaves_no_trace(folder):
     host = loaded(folder / "sft")
-    policy = Policy(host.model)
+    policy = ModelPolicy(host.model)
     before = {name: id(layer) for name, layer in adapted_layers(host.model).items()}
     trained = [name for name, p in host.model.named_parameters() if p.requires_grad]
     tree = answer_tree(CANDIDATES[0], Codec(host.tokenizer))
     with policy.native_attention(), torch.no_grad():
         logits = host.model(torch.tensor([tree.prompt])).logits
-    policy = Policy(host.model)
+    policy = ModelPolicy(host.model)
     beside = reward_network(str(folder / "reward"), "sequence", place(host=host), "outcome")
     assert isinstance(beside.detached, DetachedAdapter)
     assert beside.policy.model is host.model

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from luthier import is_conv1d, linear_shape, planned_device, product, weight_of
+from luthier import is_conv1d, linear_shape, product, weight_of
 
 FLOOR = 2e-6
 """Least ‖w + s·b A‖² beside ‖w‖²: what cancels further is lost in fp32 rounding."""
@@ -54,9 +54,9 @@ def row_norms(base: nn.Module, squared: Tensor, a: Tensor, b: Tensor, scale: flo
         b: B (d_out, r).
         scale: s.
 
-    Shape: (d_out,), of the dtype of `squared`, above zero; on shapes alone it is not computed.
+    Shape: (d_out,), of the dtype of `squared`, above zero; on the meta device it is not computed.
     """
-    if squared.is_meta or planned_device():
+    if squared.is_meta:
         return torch.empty_like(squared)
     with torch.autocast(a.device.type, enabled=False):
         along = _through(base, a).to(b.dtype)  # A Wᵀ (r, d_out)

@@ -175,13 +175,13 @@ class _Likelihood(Objective):
         return Loss(policy.logprobs(pack).values.sum(), 1.0)
 
 
-def memory(counted: Counted, methods: Methods, one: Pass, setting: Setting, baseline: float) -> Memory:
-    """Put the parts together; `one` is the pass of `setting`."""
+def memory(counted: Counted, methods: Methods, run: Pass, setting: Setting, baseline: float) -> Memory:
+    """Put the parts together; `run` is the pass of `setting`."""
     gradients = counted.largest if setting.frees else counted.gradients
     # A pass that makes its gradients itself has counted them.
     made = setting.frees or not setting.several
-    peak = max(0.0, one.peak - gradients) if made else one.peak
-    kept = min(one.kept, peak)
+    peak = max(0.0, run.peak - gradients) if made else run.peak
+    kept = min(run.kept, peak)
     return Memory(
         weights=counted.weights,
         adapter=counted.adapter,

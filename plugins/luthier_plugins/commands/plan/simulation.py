@@ -22,9 +22,9 @@ from torch.utils.flop_counter import flop_registry
 from transformers import AttentionInterface, PreTrainedModel
 
 from luthier.contracts import Objective
-from luthier.kernels import fuse, planned_for, widen
+from luthier.kernels import fuse, widen
 from luthier.models import quiet
-from luthier.policy import Policy
+from luthier.policy import ModelPolicy, first_blocks_for
 from luthier.trees import Branch, Pack, Tile, Tree, TreeSpans
 
 KERNEL = "luthier_planned_kernel"
@@ -138,7 +138,7 @@ def simulate(
                 known.append(parameter.grad)
         pack = _pack(model, trees)
         known += [pack.input_ids, pack.position_ids, pack.positions, pack.targets]
-        with planned_for(setting.device), LiveBytes(known) as live:
+        with first_blocks_for(setting.device), LiveBytes(known) as live:
             ends: dict[nn.Module, int] = {}
             for layer in layers:  # checkpointing comes by again, which does not count
                 layer.register_forward_hook(lambda module, *_: ends.setdefault(module, live.live) and None)
@@ -158,7 +158,7 @@ def forward_peak(model: PreTrainedModel, trees: Sequence[Tree], setting: Setting
     with _prepared(model, setting) as (policy, known):
         pack = _pack(model, trees)
         known += [pack.input_ids, pack.position_ids, pack.positions, pack.targets]
-        with planned_for(setting.device), LiveBytes(known) as live:
+        with first_blocks_for(setting.device), LiveBytes(known) as live:
             policy.logprobs(pack)
     return float(live.peak)
 
@@ -172,7 +172,7 @@ def work(model: PreTrainedModel, tokens: int, setting: Setting, backward: bool =
     with _prepared(model, setting) as (policy, _):
         pack = Pack.of([Tree((0,), (Branch((0,) * (tokens - 1)),))])
         # As for a GPU, the head is one chunk.
-        with planned_for("cuda"), _Work() as done, torch.set_grad_enabled(backward):  # type: ignore[no-untyped-call]
+        with first_blocks_for("cuda"), _Work() as done, torch.set_grad_enabled(backward):  # type: ignore[no-untyped-call]
             total = policy.logprobs(pack).values.sum()
             if backward:
                 total.backward()  # type: ignore[no-untyped-call]
@@ -197,7 +197,7 @@ class _Work(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 @contextlib.contextmanager
-def _prepared(model: PreTrainedModel, setting: Setting) -> Iterator[tuple[Policy, list[Tensor]]]:
+def _prepared(model: PreTrainedModel, setting: Setting) -> Iterator[tuple[ModelPolicy, list[Tensor]]]:
     """Yield the policy of `model` as `setting` runs it, and its tensors, which are fake in the block."""
     names = fuse(model) if setting.fused else {}
     if setting.wide:
@@ -207,7 +207,7 @@ def _prepared(model: PreTrainedModel, setting: Setting) -> Iterator[tuple[Policy
             model.gradient_checkpointing_enable({"use_reentrant": False})
     with FakeTensorMode(allow_non_fake_inputs=True):
         tensors = _fake(model.train())
-        policy = Policy(model, autocast_dtype=setting.autocast)
+        policy = ModelPolicy(model, autocast_dtype=setting.autocast)
         if setting.device != "cpu":
             model.set_attn_implementation(KERNEL)
         yield policy, tensors

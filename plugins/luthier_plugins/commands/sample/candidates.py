@@ -55,21 +55,21 @@ class Writer:
     pairs_each: int
     gold: bool
 
-    def lines(self, one: Answered) -> Iterator[dict[str, Any]]:
+    def lines(self, answered: Answered) -> Iterator[dict[str, Any]]:
         """Yield what is written of a prompt; equal texts count once in pairs and rows."""
         if self.what == "candidates":
-            yield from _candidates(one)
+            yield from _candidates(answered)
             return
-        prompt, own = one.row.fields["prompt"], one.row.fields.get("completion")
+        prompt, own = answered.row.fields["prompt"], answered.row.fields.get("completion")
         expected = {} if own is None else {"answer": plain_text(own).strip()}
-        good = self._good(one)
+        good = self._good(answered)
         if not good and self.gold and own is not None:
             good = [plain_text(own) if isinstance(prompt, str) else plain_text(own).strip()]
         if self.what == "rows":
             for text in good[:1]:
                 yield {"prompt": prompt, "completion": _spoken(prompt, text), **expected}
             return
-        for chosen, rejected in list(zip(good, self._bad(one, good), strict=False))[: self.pairs_each]:
+        for chosen, rejected in list(zip(good, self._bad(answered, good), strict=False))[: self.pairs_each]:
             yield {"prompt": prompt, "chosen": _spoken(prompt, chosen), "rejected": _spoken(prompt, rejected),
                    **expected}  # fmt: skip
 

@@ -15,7 +15,7 @@ from rich.text import Text
 from luthier.contracts import Selector
 from luthier.evaluation import plain_text
 from luthier_plugins.commands.sample.candidates import Answered
-from luthier_plugins.commands.sample.statistics import Point, Tally
+from luthier_plugins.commands.sample.statistics import Point, SampleStatistics
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,11 @@ class SampleResult:
     curve: list[Point] = field(default_factory=list)
 
     @classmethod
-    def of(cls, tally: Tally, out: Path | None, selector: Selector) -> SampleResult:
-        """Return the result that `tally` adds up to."""
+    def of(cls, counted: SampleStatistics, out: Path | None, selector: Selector) -> SampleResult:
+        """Return the result that `counted` adds up to."""
         return cls(
-            out, tally.prompts, tally.answers, tally.right, tally.solved, tally.written, tally.judged,
-            tally.finished, tally.tokens, tally.points(selector),
+            out, counted.prompts, counted.answers, counted.right, counted.solved, counted.written,
+            counted.judged, counted.finished, counted.tokens, counted.points(selector),
         )  # fmt: skip
 
 

@@ -21,13 +21,13 @@ from luthier.contracts import Candidate, DataSource, Place, Row, Selector
 from luthier.data import read
 from luthier.errors import ConfigError, DataError, unknown
 from luthier.models import LoadedModel, load_model
-from luthier.policy import Answer, Decoding, Policy, answers, check_room, policy_of
+from luthier.policy import Answer, Decoding, ModelPolicy, answers, check_room, policy_of
 from luthier.text import Codec
 from luthier_plugins.commands.sample.candidates import WRITES, Answered, Writer
 from luthier_plugins.commands.sample.journal import Journal
 from luthier_plugins.commands.sample.prompt_source import Prompted
 from luthier_plugins.commands.sample.report import SampleResult, show_answers, show_result
-from luthier_plugins.commands.sample.statistics import Tally, draw_curve
+from luthier_plugins.commands.sample.statistics import SampleStatistics, draw_curve
 from luthier_toolkits.rewards import Scores, Scoring
 
 log = logging.getLogger("luthier")
@@ -45,14 +45,14 @@ def sample(config: DictConfig) -> SampleResult:
     sampling = _Sampling.prepare(config)
     journal = Journal(Path(config.out).expanduser(), sampling.digest()) if config.out else None
     try:
-        tally = sampling.run(journal)
+        statistics = sampling.run(journal)
     except BaseException:
         if journal:
             journal.abandon()
         raise
     if journal:
         journal.close()
-    result = SampleResult.of(tally, journal.out if journal else None, sampling.selector)
+    result = SampleResult.of(statistics, journal.out if journal else None, sampling.selector)
     if config.picture:
         draw_curve(result.curve, Path(config.picture).expanduser())
     show_result(result, config.write, config.picture)
@@ -83,7 +83,7 @@ class _Sampling:
 
     config: DictConfig
     loaded: LoadedModel
-    policy: Policy
+    policy: ModelPolicy
     codec: Codec
     source: DataSource
     rows: Sequence[Row]
@@ -121,9 +121,9 @@ class _Sampling:
         text = json.dumps([kept, self.loaded.name, self.prompts], sort_keys=True, default=str)
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
-    def run(self, journal: Journal | None) -> Tally:
+    def run(self, journal: Journal | None) -> SampleStatistics:
         """Answer part after part; those that `journal` has already are left out."""
-        tally = Tally(**journal.state) if journal and journal.state else Tally()
+        statistics = SampleStatistics(**journal.state) if journal and journal.state else SampleStatistics()
         size = TOGETHER * max(1, self.decoding.batch_size // self.decoding.n)
         console = Console(stderr=True)
         with Progress(console=console, transient=True) as progress, torch.random.fork_rng():
@@ -133,24 +133,28 @@ class _Sampling:
                 if journal is None or number >= journal.parts:
                     # A seed of its own for every part: where a run was stopped leaves no trace.
                     torch.manual_seed(self.config.seed * 1_000_003 + number)
-                    self._part(places, tally, journal, lambda: progress.advance(bar))
+                    self._part(places, statistics, journal, lambda: progress.advance(bar))
                 else:
                     progress.advance(bar, len(places))
-        if tally.scored == tally.prompts and tally.flat == tally.prompts:
+        if statistics.scored == statistics.prompts and statistics.flat == statistics.prompts:
             log.warning("all answers to every prompt have the same score: there is no signal to choose by")
-        return tally
+        return statistics
 
     def _part(
-        self, places: range, tally: Tally, journal: Journal | None, advance: Callable[[], None]
+        self,
+        places: range,
+        statistics: SampleStatistics,
+        journal: Journal | None,
+        advance: Callable[[], None],
     ) -> None:
         answered = self._answered(places, advance)
         lines = []
         for answered_prompt in answered:
             own = list(self._writer.lines(answered_prompt))
-            tally.add(answered_prompt, len(own), self.selector)
+            statistics.add(answered_prompt, len(own), self.selector)
             lines += own
         if journal:
-            journal.add(lines, tally.state())
+            journal.add(lines, statistics.state())
         else:
             show_answers(answered)
 

@@ -32,7 +32,7 @@ class Point:
 
 
 @dataclass
-class Tally:
+class SampleStatistics:
     """Counts and sums, which JSON holds; `curve` has sums by N: score, its weight, right, its weight."""
 
     prompts: int = 0
@@ -47,23 +47,23 @@ class Tally:
     flat: int = 0
     curve: dict[str, list[float]] = field(default_factory=dict)
 
-    def add(self, one: Answered, written: int, selector: Selector) -> None:
+    def add(self, answered: Answered, written: int, selector: Selector) -> None:
         """Count an answered prompt, of which `written` lines were written."""
-        rights = [right for right in one.rights if right is not None]
+        rights = [right for right in answered.rights if right is not None]
         self.prompts += 1
-        self.answers += len(one)
+        self.answers += len(answered)
         self.judged += len(rights)
         self.right += sum(rights)
         self.solved += any(rights)
-        self.finished += sum(candidate.finished for candidate in one.candidates)
-        self.tokens += sum(candidate.tokens for candidate in one.candidates)
+        self.finished += sum(candidate.finished for candidate in answered.candidates)
+        self.tokens += sum(candidate.tokens for candidate in answered.candidates)
         self.written += written
-        if one.scores is not None:
+        if answered.scores is not None:
             self.scored += 1
-            self.flat += len(one) > 1 and bool((one.scores == one.scores[0]).all())
-        if one.chosen is not None:
-            for drawn in powers(len(one)):
-                self._draw(one, drawn, selector)
+            self.flat += len(answered) > 1 and bool((answered.scores == answered.scores[0]).all())
+        if answered.chosen is not None:
+            for drawn in powers(len(answered)):
+                self._draw(answered, drawn, selector)
 
     def _draw(self, answered: Answered, drawn: int, selector: Selector) -> None:
         sums = self.curve.setdefault(str(drawn), [0.0] * 4)
@@ -91,7 +91,7 @@ class Tally:
         ]
 
     def state(self) -> dict[str, Any]:
-        """Return it as JSON; ``Tally(**state)`` is the same again."""
+        """Return it as JSON; ``SampleStatistics(**state)`` is the same again."""
         return dataclasses.asdict(self)
 
 

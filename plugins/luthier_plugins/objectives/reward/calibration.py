@@ -45,10 +45,10 @@ def calibration_metrics(margins: Tensor) -> dict[str, tuple[Tensor, float]]:
 
 
 @torch.no_grad()
-def correlation_metrics(name: str, one: Tensor, other: Tensor) -> dict[str, tuple[Tensor, float]]:
+def correlation_metrics(name: str, x: Tensor, y: Tensor) -> dict[str, tuple[Tensor, float]]:
     """Return the five means that the correlation of two quantities (n,), called `name`, is made of."""
-    count = float(len(one))
-    moments = {"x": one, "y": other, "xx": one * one, "yy": other * other, "xy": one * other}
+    count = float(len(x))
+    moments = {"x": x, "y": y, "xx": x * x, "yy": y * y, "xy": x * y}
     return {f"{RAW}{name} {key}": (value.sum(), count) for key, value in moments.items()}
 
 

@@ -84,7 +84,7 @@ def merge_into_adapter(
         models={model.label: str(model.folder) for model in inputs},
         base=str(inputs[0].checkpoint.folder),
         result="adapter",
-        tensors=tuple(_told(layer, change, inputs[0]) for layer, change in factors.items()),
+        tensors=tuple(_merged_layer(layer, change, inputs[0]) for layer, change in factors.items()),
         bytes_read=sum(
             (model.adapter_folder / WEIGHTS).stat().st_size for model in inputs if model.adapter_folder
         ),
@@ -199,7 +199,7 @@ def _change(job: TensorJob, merger: Merger, statistics: Any) -> torch.Tensor:
     return whole.T if transposed else whole
 
 
-def _told(layer: str, factors: Factors, model: MergeInput) -> MergedTensor:
+def _merged_layer(layer: str, factors: Factors, model: MergeInput) -> MergedTensor:
     """Return what the change of a layer is beside its weight."""
     weight = model.checkpoint.read(f"{layer}{WEIGHT}").float()
     # ‖B A‖² = tr(Bᵀ B · A Aᵀ)

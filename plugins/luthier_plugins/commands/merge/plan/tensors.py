@@ -241,19 +241,19 @@ def _notes(findings: _Found, missing: str) -> list[str]:
     if findings.widened:
         notes.append(
             f"{len(findings.widened)} tensors are stored in several dtypes, and written in the widest: "
-            f"{_some(findings.widened)}"
+            f"{_shortened(findings.widened)}"
         )
     if findings.tied:
         notes.append(f"tied, written once: {', '.join(findings.tied)}")
     if findings.copied:
-        notes.append(f"{len(findings.copied)} tensors of whole numbers copied: {_some(findings.copied)}")
+        notes.append(f"{len(findings.copied)} tensors of whole numbers copied: {_shortened(findings.copied)}")
     if findings.partly:
         notes.append(
             f"{len(findings.partly)} tensors that not all models have, missing={missing}: "
-            f"{_some(findings.partly)}"
+            f"{_shortened(findings.partly)}"
         )
     return notes
 
 
-def _some(names: Sequence[str], count: int = 3) -> str:
+def _shortened(names: Sequence[str], count: int = 3) -> str:
     return ", ".join(names[:count]) + (" …" if len(names) > count else "")
