@@ -1,7 +1,9 @@
 """Third-party distributions made on the spot: metadata and modules in a folder put on ``sys.path``."""
 
+import contextlib
 import sys
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -36,6 +38,35 @@ class Strangers:
             path.write_text(textwrap.dedent(text))
             module = file.removesuffix(".py").replace("/", ".").removesuffix(".__init__")
             self.monkeypatch.delitem(sys.modules, module, raising=False)
+
+    @contextlib.contextmanager
+    def in_catalogue(self) -> Iterator[None]:
+        """Let the catalogue and Hydra's store of this process have them, for the block alone."""
+        from hydra.core.config_store import ConfigStore
+        from hydra.core.plugins import Plugins
+
+        from luthier.config import prepare
+        from luthier.registry import catalogue
+
+        def forget() -> None:
+            catalogue.cache_clear()
+            prepare.cache_clear()
+
+        Plugins.instance()  # puts its own into the store, which must stay
+        store = ConfigStore.instance()
+        before = store.repo
+        store.repo = _copied(before)
+        forget()
+        try:
+            yield
+        finally:
+            store.repo = before
+            forget()
+
+
+def _copied(tree: object) -> object:
+    """Copy the dictionaries of a tree and share its leaves."""
+    return {key: _copied(value) for key, value in tree.items()} if isinstance(tree, dict) else tree
 
 
 OPTIMISER = """

@@ -2,7 +2,6 @@
 
 import io
 import json
-import sys
 
 import pytest
 from rich.console import Console
@@ -153,12 +152,7 @@ def test_a_70b_is_trained_on_one_gpu_of_48_gb_in_4_bits(toy):
 def test_methods_of_strangers_are_planned(strangers, toy):
     kinds = ("adapter.biases", "quantiser.ternary", "optimiser.big", "objective.judged")
     strangers.install("toy-methods", dict.fromkeys(kinds, "toy_methods"), {"toy_methods.py": STRANGER})
-    for cached in (
-        sys.modules["luthier.registry.method_catalogue"].catalogue,
-        sys.modules["luthier.config.composition"].prepare,
-    ):
-        cached.cache_clear()
-    try:
+    with strangers.in_catalogue():
         chosen = ["adapter=biases", "quantiser=ternary", "optimiser=big", "objective=judged"]
         result = planned("model.path=base", *chosen)
         queries = 6 * 32 * 32
@@ -173,12 +167,6 @@ def test_methods_of_strangers_are_planned(strangers, toy):
         assert ("ternary", "lora", "big") in names
         full = planned("model.path=base", "adapter=full", "objective=judged")
         assert full.memory.held == pytest.approx(full.memory.weights + 4 * 32)
-    finally:
-        for cached in (
-            sys.modules["luthier.registry.method_catalogue"].catalogue,
-            sys.modules["luthier.config.composition"].prepare,
-        ):
-            cached.cache_clear()
 
 
 def test_what_is_refused_is_not_ranked(toy):

@@ -114,19 +114,11 @@ def test_a_training_command_becomes_its_preview_by_the_verb(folder, capsys):
 
 
 def test_pairs_of_a_strangers_objective_are_shown_with_their_names(folder, strangers, monkeypatch, capsys):
-    from luthier import config
-    from luthier.registry import catalogue
-
     strangers.install("luthier-pairs", {"objective.pairs": "pairs_plugin"}, {"pairs_plugin.py": PAIRS})
-    catalogue.cache_clear()
-    config.prepare.cache_clear()
     row = {"prompt": "a ->", "chosen": " b", "rejected": " c d"}
     (folder / "rows.jsonl").write_text(json.dumps(row) + "\n")
-    try:
+    with strangers.in_catalogue():
         result = previewed("objective=pairs")
-    finally:
-        catalogue.cache_clear()
-        config.prepare.cache_clear()
     assert [part.label for part in result.examples[0].branches] == ["chosen", "rejected"]
     text = capsys.readouterr().out
     assert "row 1 · rows.jsonl:1 · margin 0.5" in text

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from luthier import is_conv1d, linear_shape, product, weight_of
 
@@ -54,9 +55,9 @@ def row_norms(base: nn.Module, squared: Tensor, a: Tensor, b: Tensor, scale: flo
         b: B (d_out, r).
         scale: s.
 
-    Shape: (d_out,), of the dtype of `squared`, above zero; on the meta device it is not computed.
+    Shape: (d_out,), of the dtype of `squared`, above zero; on shapes alone it is not computed.
     """
-    if squared.is_meta:
+    if isinstance(squared, FakeTensor) or squared.is_meta:  # shapes without values
         return torch.empty_like(squared)
     with torch.autocast(a.device.type, enabled=False):
         along = _through(base, a).to(b.dtype)  # A Wᵀ (r, d_out)
