@@ -67,7 +67,7 @@ COMMANDS: dict[str, str] = {
     "csv": f"{SFT} data=csv data.path=rows.csv run_dir=csv",
     "json": f"{SFT} data=json data.path=rows.json run_dir=json",
     "folder": f"{SFT} data=folder data.path=many run_dir=folder row_filter=[exact_duplicates]",
-    "mixture": f"{SFT} data=mixture data.sources={{a: {{name: jsonl, path: rows.jsonl}}, b: {{name: csv, path: rows.csv}}}}"
+    "mixture": f"{TRAIN.replace('jsonl', 'mixture')} data.sources={{a: {{name: jsonl, path: rows.jsonl}}, b: {{name: csv, path: rows.csv}}}}"
     " run_dir=mixture",
     "reasoning": f"{TRAIN} data=reasoning_gym data.task=chain_sum data.size=8 run_dir=reasoning",
     "stages": f"{SFT} model.path=staged before.one='train model.path=base data=jsonl data.path=rows.jsonl max_steps=1"
