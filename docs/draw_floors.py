@@ -35,7 +35,7 @@ def purpose(room: str) -> str:
     place = ROOT / "core" / "luthier" / room
     file = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
     said = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
-    return said.partition("\n")[0].rstrip(".")
+    return said.partition("\n")[0].rstrip(".").replace("`", "")
 
 
 def drawn(rooms: list[str]) -> str:

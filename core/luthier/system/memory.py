@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-_MAPS = Path("/proc/self/smaps")
+_MAPS, _STATM = Path("/proc/self/maps"), Path("/proc/self/statm")
 _before: dict[torch.device, float] = {}
 """The peak of an accelerator up to the last `Watch` on it, MiB."""
 _ALWAYS = 30
@@ -61,30 +61,23 @@ class Watch:
 
 def in_use() -> float | None:
     """Return the bytes of this process that are in use; None where the system does not say."""
-    resident, free = _resident(), _free()
-    if resident is None or free is None:
-        return None
-    everything, given_back = resident
-    return everything - max(0.0, free() - given_back)
-
-
-def _resident() -> tuple[float, float] | None:
-    """Return the resident bytes, and those of the heap that are not: free ones that were given back."""
-    everything = given_back = 0.0
-    in_heap = False
+    free = _free()
     try:
-        with _MAPS.open(encoding="utf-8") as lines:
-            for line in lines:
-                if line.startswith(("Rss:", "Size:")):
-                    size = 1024.0 * int(line.split()[1])
-                    is_resident = line.startswith("Rss:")
-                    everything += size * is_resident
-                    given_back += in_heap * (-size if is_resident else size)
-                elif not line[0].isupper():  # a mapping's own line begins with its address, in hexadecimal
-                    in_heap = line.rstrip().endswith("[heap]")
+        resident = float(_STATM.read_text(encoding="utf-8").split()[1]) * resource.getpagesize()
+        return None if free is None else resident - max(0.0, free() - _given_back())
     except OSError:
         return None
-    return everything, given_back
+
+
+def _given_back() -> float:
+    """Return the bytes of the heap that are not resident: free ones that were given back."""
+    for line in _MAPS.read_text(encoding="utf-8").splitlines():
+        if line.endswith("[heap]"):
+            start, end = (int(address, 16) for address in line.split()[0].split("-"))
+            pages = ctypes.create_string_buffer((end - start) // resource.getpagesize())
+            if ctypes.CDLL(None).mincore(ctypes.c_void_p(start), ctypes.c_size_t(end - start), pages) == 0:
+                return float(pages.raw.count(b"\0")) * resource.getpagesize()
+    return 0.0
 
 
 class _Mallinfo(ctypes.Structure):

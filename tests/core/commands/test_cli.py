@@ -66,10 +66,10 @@ def test_a_failed_job_does_not_stop_the_others_and_shows_in_the_table(folder):
     assert "failed" in done.stdout
 
 
-def test_jobs_are_told_apart_in_the_words_that_were_typed():
+def test_jobs_are_labelled_by_the_words_that_were_typed():
     jobs = _Jobs("merge")
     jobs.folders = [([f"++merger.weights.a={weight}", "merger=soup"], Path(str(weight))) for weight in (1, 2)]
-    assert [told for told, _ in jobs.told_apart()] == ["merger.weights.a=1", "merger.weights.a=2"]
+    assert [label for label, _ in jobs.labelled()] == ["merger.weights.a=1", "merger.weights.a=2"]
 
 
 def test_a_run_prints_what_it_does_and_where_the_result_is(folder):

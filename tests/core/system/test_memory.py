@@ -49,8 +49,8 @@ def test_smaller_packs_are_passed_over_after_a_while(monkeypatch):
     assert len(looks) == often
 
 
-def test_another_system_says_nothing(monkeypatch):
-    monkeypatch.setattr("luthier.system.memory._resident", lambda: None)
+def test_another_system_says_nothing(monkeypatch, tmp_path):
+    monkeypatch.setattr("luthier.system.memory._STATM", tmp_path / "none")
     assert in_use() is None
     watch = Watch(torch.device("cpu"))
     watch.look(1)

@@ -1,0 +1,103 @@
+"""Luthier's command line in processes of their own, forked from one that has imported torch and transformers.
+
+They differ from ``python -m luthier`` in what the interpreter does before `main`: tests about imports and start-up
+use a real one.
+"""
+
+import contextlib
+import functools
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+HERE = Path(__file__).parent
+
+
+class Command:
+    """A command line that is running; the part of `subprocess.Popen` that tests use."""
+
+    def __init__(
+        self, arguments: Sequence[str], cwd: Path | None = None, env: Mapping[str, str] | None = None
+    ) -> None:
+        with contextlib.ExitStack() as opened:
+            self.files = [opened.enter_context(tempfile.NamedTemporaryFile(delete=False)) for _ in range(2)]
+        out, err = (file.name for file in self.files)
+        environment = dict(os.environ if env is None else env)
+        where = str(cwd or Path.cwd())
+        self.process = _context().Process(target=_run, args=(list(arguments), where, environment, out, err))
+        self.process.start()
+        self.arguments, self.pid = list(arguments), self.process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        """The exit status; None while it runs."""
+        return self.process.exitcode
+
+    poll = returncode.fget
+
+    def send_signal(self, number: int) -> None:
+        """Send it a signal."""
+        os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """End it at once."""
+        self.process.kill()
+
+    def communicate(self, timeout: float = 120) -> tuple[str, str]:
+        """Wait for its end and return what it printed, to stdout and stderr."""
+        self.process.join(timeout)
+        if self.process.exitcode is None:
+            self.process.kill()
+            raise subprocess.TimeoutExpired(self.arguments, timeout)
+        texts = tuple(Path(file.name).read_text() for file in self.files)
+        for file in self.files:
+            Path(file.name).unlink()
+        return texts
+
+
+def luthier(
+    *arguments: str, cwd: Path | None = None, env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run ``luthier ARGUMENTS`` to its end."""
+    command = Command(arguments, cwd, env)
+    out, err = command.communicate()
+    return subprocess.CompletedProcess(arguments, command.returncode, out, err)
+
+
+@functools.cache
+def _context() -> multiprocessing.context.ForkServerContext:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["preloaded"])
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE), *([before] if before else [])])
+    try:
+        from multiprocessing.forkserver import ensure_running
+
+        ensure_running()
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
+    return context
+
+
+def _run(arguments: list[str], cwd: str, environment: dict[str, str], out: str, err: str) -> None:
+    for name, stream in ((out, 1), (err, 2)):
+        target = os.open(name, os.O_WRONLY | os.O_TRUNC)
+        os.dup2(target, stream)
+        os.close(target)
+    os.chdir(cwd)
+    os.environ.clear()
+    os.environ.update(environment)
+    # Where the parent ignores it, as under nohup, a child does too.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    sys.argv = ["luthier", *arguments]
+    from luthier.commands.cli import main
+
+    sys.exit(main())
