@@ -7,6 +7,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # There is no model hub in a test, and asking for one takes half a minute to fail.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+# A forecast of memory runs every model once more, on shapes: longer than most runs of these tests take.
+# tests/commands/plan has it.
+os.environ.setdefault("LUTHIER_BLOCKED", "forecast.memory")
+
 import pytest
 
 from strangers import Strangers

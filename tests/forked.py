@@ -1,11 +1,12 @@
 """Luthier's command line in processes of their own, forked from one that has imported torch and transformers.
 
-They differ from ``python -m luthier`` in what the interpreter does before `main`: tests about imports and start-up
-use a real one.
+They differ from ``python -m luthier`` in what the interpreter does before `main`: tests about imports and
+start-up use a real one.
 """
 
 import contextlib
 import functools
+import importlib
 import multiprocessing
 import os
 import signal
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from multiprocessing import forkserver
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -22,14 +24,20 @@ class Command:
     """A command line that is running; the part of `subprocess.Popen` that tests use."""
 
     def __init__(
-        self, arguments: Sequence[str], cwd: Path | None = None, env: Mapping[str, str] | None = None
+        self,
+        arguments: Sequence[str],
+        cwd: Path | None = None,
+        env: Mapping[str, str] | None = None,
+        module: str = "luthier.commands.cli",
     ) -> None:
         with contextlib.ExitStack() as opened:
             self.files = [opened.enter_context(tempfile.NamedTemporaryFile(delete=False)) for _ in range(2)]
         out, err = (file.name for file in self.files)
         environment = dict(os.environ if env is None else env)
         where = str(cwd or Path.cwd())
-        self.process = _context().Process(target=_run, args=(list(arguments), where, environment, out, err))
+        self.process = _context().Process(
+            target=_run, args=(module, list(arguments), where, environment, out, err)
+        )
         self.process.start()
         self.arguments, self.pid = list(arguments), self.process.pid
 
@@ -76,9 +84,7 @@ def _context() -> multiprocessing.context.ForkServerContext:
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE), *([before] if before else [])])
     try:
-        from multiprocessing.forkserver import ensure_running
-
-        ensure_running()
+        forkserver.ensure_running()
     finally:
         if before is None:
             del os.environ["PYTHONPATH"]
@@ -87,7 +93,14 @@ def _context() -> multiprocessing.context.ForkServerContext:
     return context
 
 
-def _run(arguments: list[str], cwd: str, environment: dict[str, str], out: str, err: str) -> None:
+def _get_context(method: str, own=multiprocessing.get_context) -> multiprocessing.context.BaseContext:
+    """Fork the jobs of a multirun from the same process, which are spawned otherwise."""
+    return own("forkserver" if method == "spawn" else method)
+
+
+def _run(
+    module: str, arguments: list[str], cwd: str, environment: dict[str, str], out: str, err: str
+) -> None:
     for name, stream in ((out, 1), (err, 2)):
         target = os.open(name, os.O_WRONLY | os.O_TRUNC)
         os.dup2(target, stream)
@@ -98,6 +111,6 @@ def _run(arguments: list[str], cwd: str, environment: dict[str, str], out: str, 
     # Where the parent ignores it, as under nohup, a child does too.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.argv = ["luthier", *arguments]
-    from luthier.commands.cli import main
-
-    sys.exit(main())
+    multiprocessing.get_context = _get_context
+    forkserver._forkserver.ensure_running = lambda: None  # the one that this process was forked from
+    sys.exit(importlib.import_module(module).main())

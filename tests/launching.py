@@ -2,8 +2,11 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
+
+from forked import Command
 
 ACCELERATE = [
     sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--num_machines=1",
@@ -26,8 +29,36 @@ def launched(way, *arguments, fails=False):
 
 
 def trained(way, run_dir, *overrides):
-    """Run `luthier train` to `run_dir`, unless it resumes there, and return its summary."""
-    module = "-m" if way == "one" else "--module"
-    new = [] if any(one.startswith("resume=") for one in overrides) else [f"run_dir={run_dir}"]
-    launched(way, module, "luthier", "train", *overrides, *new)
+    """Run `luthier train` to `run_dir`, unless it resumes there, and return its summary.
+
+    Two processes are given what the launcher gives them; `launched` asks the launcher itself.
+    """
+    new = [] if any(override.startswith("resume=") for override in overrides) else [f"run_dir={run_dir}"]
+    run_forked(way, "train", *overrides, *new)
     return json.loads((run_dir / "summary.json").read_text())
+
+
+def run_forked(way, *arguments, module="luthier.commands.cli"):
+    """Run a command of luthier, or another module's `main`, in one process or in two."""
+    environment = dict(os.environ)
+    commands = [
+        Command(arguments, env={**environment, **given}, module=module) for given in environments(way)
+    ]
+    ends = [command.communicate() for command in commands]
+    assert [command.returncode for command in commands] == [0] * len(commands), [err for _, err in ends]
+
+
+def environments(way):
+    """Return the variables of every process, those that `accelerate launch` sets."""
+    if way == "one":
+        return [{}]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {
+        "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+        "ACCELERATE_MIXED_PRECISION": "no", "ACCELERATE_DYNAMO_BACKEND": "NO",
+    }  # fmt: skip
+    if way == "fsdp2":
+        shared |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+    return [{**shared, "RANK": rank, "LOCAL_RANK": rank} for rank in "01"]

@@ -4,12 +4,11 @@ import contextlib
 import json
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+import forked
 from helpers import save_tiny, write_rows
 from luthier.commands.cli import _interrupted_afterwards, dispatch, report
 from luthier.commands.launch import _Jobs
@@ -26,10 +25,7 @@ def folder(tmp_path_factory):
 
 
 def luthier(folder, *arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "luthier", *arguments],
-        cwd=folder, capture_output=True, text=True, check=False, env={**os.environ, "COLUMNS": "200"},
-    )  # fmt: skip
+    return forked.luthier(*arguments, cwd=folder, env={**os.environ, "COLUMNS": "200"})
 
 
 TINY = ["model.path=base", "data=jsonl", "data.path=rows.jsonl", "batch_size=8", "model.dtype=float32"]

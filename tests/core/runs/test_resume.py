@@ -6,13 +6,12 @@ import logging
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
+from forked import Command, luthier
 from helpers import crash, save_tiny, write_rows
 from luthier import ConfigError, compose, train
 from luthier.runs import resume
@@ -179,12 +178,12 @@ def test_the_best_weights_are_kept_and_the_run_stops_early(folder, tmp_path):
 
 
 def command(folder, run_dir, *more):
-    return [sys.executable, "-m", "luthier", "train", *overrides(folder, run_dir, *more)]
+    return ["train", *overrides(folder, run_dir, *more)]
 
 
-def started(arguments: list[str], run_dir: Path) -> subprocess.Popen[str]:
+def started(arguments: list[str], run_dir: Path) -> Command:
     """Start a run and wait for its first checkpoint."""
-    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = Command(arguments)
     patience = time.monotonic() + 120
     while not (run_dir / "checkpoints" / "step-00000004").exists():
         assert time.monotonic() < patience
@@ -213,20 +212,18 @@ def test_a_signal_saves_and_says_how_to_go_on(folder, tmp_path, number, name):
 
 def test_a_killed_process_goes_on_to_the_same_bits(folder, tmp_path):
     run = tmp_path / "run"
-    arguments = command(folder, run, "max_steps=400", "resume=auto")
+    arguments = command(folder, run, "max_steps=150", "resume=auto")
     process = started(arguments, run)
     process.kill()
     process.communicate()
     assert not (run / "model").exists()
-    subprocess.run(arguments, check=True, capture_output=True)
-    whole = train(compose("train", overrides(folder, tmp_path / "whole", "max_steps=400")))
+    assert luthier(*arguments).returncode == 0
+    whole = train(compose("train", overrides(folder, tmp_path / "whole", "max_steps=150")))
     assert (run / "model/adapter_model.safetensors").read_bytes() == weights(whole)
 
 
 def test_a_multirun_cannot_resume_one_run(folder, tmp_path):
-    said = subprocess.run(
-        [sys.executable, "-m", "luthier", "train", "-m", f"resume={tmp_path}"], capture_output=True, text=True
-    )
+    said = luthier("train", "-m", f"resume={tmp_path}")
     assert said.returncode == 2
     assert "-m starts new runs one after the other and cannot be combined with resume=FOLDER" in said.stderr
 
@@ -371,8 +368,6 @@ def test_a_file_that_cannot_be_written_is_one_line_when_resumed_too(folder, tmp_
     crash(arguments, 5)
     (tmp_path / "run/metrics.jsonl").unlink()
     (tmp_path / "run/metrics.jsonl").mkdir()
-    said = subprocess.run(
-        [sys.executable, "-m", "luthier", "train", f"resume={tmp_path}/run"], capture_output=True, text=True
-    )
+    said = luthier("train", f"resume={tmp_path}/run")
     assert (said.returncode, said.stderr.count("\n")) == (2, 1), said.stderr
     assert "run/metrics.jsonl: Is a directory" in said.stderr

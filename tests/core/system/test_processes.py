@@ -4,19 +4,17 @@ import itertools
 import json
 import math
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from helpers import save_tiny
-from launching import LAUNCH, launched, trained
+from launching import LAUNCH, launched, run_forked, trained
 from luthier import ConfigError, Tree
 from luthier.system.processes import Processes, _buckets
 from luthier.trees.tree import Branch, cut
 
-SCRIPT = str(Path(__file__).parents[2] / "one_step.py")
 WAYS = list(LAUNCH)
 
 
@@ -48,7 +46,7 @@ def steps(folder):
     found = {}
     for way in WAYS:
         (folder / way).mkdir()
-        launched(way, SCRIPT, str(folder / way), *options(folder))
+        run_forked(way, str(folder / way), *options(folder), module="one_step")
         found |= {(way, path.stem): load_file(path) for path in (folder / way).iterdir()}
     return found
 
@@ -176,8 +174,7 @@ def test_processes_that_would_shard_evaluate(folder, tmp_path):
     arguments = [f"model.path={folder}/base", "data=jsonl", f"data.path={folder}/held.jsonl",
                  "model.dtype=float32", "evaluation.max_new_tokens=4"]  # fmt: skip
     for way in ("one", "fsdp2"):
-        module = "-m" if way == "one" else "--module"
-        launched(way, module, "luthier", "evaluate", *arguments, f"run_dir={tmp_path}/{way}")
+        run_forked(way, "evaluate", *arguments, f"run_dir={tmp_path}/{way}")
     one, two = (json.loads((tmp_path / way / "summary.json").read_text()) for way in ("one", "fsdp2"))
     assert math.isclose(two["loss"], one["loss"], rel_tol=1e-5)
     assert two["samples"] == one["samples"]
