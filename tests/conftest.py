@@ -1,6 +1,7 @@
 """Fixtures shared by all tests."""
 
 import os
+import signal
 
 # Toy models gain nothing from threads, and two test processes with two threads each fight over two cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -10,6 +11,10 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 # A forecast of memory runs every model once more, on shapes: longer than most runs of these tests take.
 # tests/commands/plan has it.
 os.environ.setdefault("LUTHIER_BLOCKED", "forecast.memory")
+
+# A parent that ignores Ctrl-C, as nohup and some CI do, leaves that to its children.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest
 

@@ -35,9 +35,8 @@ class Command:
         out, err = (file.name for file in self.files)
         environment = dict(os.environ if env is None else env)
         where = str(cwd or Path.cwd())
-        self.process = _context().Process(
-            target=_run, args=(module, list(arguments), where, environment, out, err)
-        )
+        given = module, list(arguments), where, environment, out, err
+        self.process = _context().Process(target=_run, args=given)
         self.process.start()
         self.arguments, self.pid = list(arguments), self.process.pid
 
@@ -83,9 +82,17 @@ def _context() -> multiprocessing.context.ForkServerContext:
     context.set_forkserver_preload(["preloaded"])
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE), *([before] if before else [])])
+    kept = os.dup(1), os.dup(2)
     try:
+        # What has no files of its own, as jobs of a multirun, would write between the lines of pytest.
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), 1)
+            os.dup2(nowhere.fileno(), 2)
         forkserver.ensure_running()
     finally:
+        for stream, own in enumerate(kept, 1):
+            os.dup2(own, stream)
+            os.close(own)
         if before is None:
             del os.environ["PYTHONPATH"]
         else:

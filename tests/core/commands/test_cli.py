@@ -4,6 +4,8 @@ import contextlib
 import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -47,15 +49,10 @@ def test_a_multirun_leaves_a_folder_and_a_row_of_the_table_for_every_combination
 
 
 def test_a_failed_job_does_not_stop_the_others_and_shows_in_the_table(folder):
-    done = luthier(
-        folder,
-        "train",
-        *TINY,
-        "-m",
-        "max_steps=1",
-        "data.path=nowhere.jsonl,rows.jsonl",
-        "hydra.sweep.dir=half",
-    )
+    # By the interpreter itself: its jobs are spawned.
+    command = [sys.executable, "-m", "luthier", "train", *TINY, "-m", "max_steps=1"]
+    command += ["data.path=nowhere.jsonl,rows.jsonl", "hydra.sweep.dir=half"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     assert done.returncode == 1
     assert "nowhere.jsonl: there is no such file" in done.stderr
     assert (folder / "half" / "1" / "summary.json").exists()
