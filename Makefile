@@ -13,8 +13,14 @@ CONTRIB := $(wildcard contrib/*)
 demo: $(VENV)/demo.done
 	$(BIN)/luthier train recipe=quickstart
 
+# Coverage of core is that of the tests of core and of the methods, which must reach it by themselves.
+UNITS := tests/core tests/toolkits tests/plugins
+OTHERS := tests/commands tests/house tests/oracles tests/gpu contrib
+PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
+
 test: $(VENV)/dev.done
-	$(BIN)/python -m pytest -n 2 --cov --cov-report=term:skip-covered
+	$(PYTEST) --cov --cov-report=term:skip-covered $(UNITS)
+	$(PYTEST) $(OTHERS)
 
 lint: $(VENV)/dev.done
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -115,6 +115,7 @@ def _run(
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(environment)
+    sys.path[:0] = filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))
     # Where the parent ignores it, as under nohup, a child does too.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.argv = ["luthier", *arguments]

@@ -4,12 +4,11 @@ import ast
 import json
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+import forked
 from helpers import save_tiny, write_rows
 from luthier import compose, plugins
 from luthier.commands.cli import dispatch
@@ -24,10 +23,7 @@ pytestmark = pytest.mark.skipif(
 
 
 def luthier(folder, *arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "luthier", *arguments],
-        cwd=folder, capture_output=True, text=True, check=False, env={**os.environ, "COLUMNS": "200"},
-    )  # fmt: skip
+    return forked.luthier(*arguments, cwd=folder, env={**os.environ, "COLUMNS": "200"})
 
 
 def test_they_are_listed_with_their_distribution(capsys):

@@ -1,10 +1,8 @@
 """Composing: overrides, typos, unread keys, refusals, presets of plugins."""
 
-import subprocess
-import sys
-
 import pytest
 
+from forked import Command
 from luthier import compose
 from luthier.errors import ConfigError, LuthierError, PluginError
 from strangers import OPTIMISER
@@ -121,29 +119,15 @@ def test_required_plugins_are_checked_before_anything_loads():
         compose("train", [*DATA, "plugins.required=[luthier-nowhere]"])
 
 
-IN_A_FRESH_PROCESS = """
-import sys
-from luthier import compose
-from luthier.errors import LuthierError
-try:
-    config = compose("train", ["data=jsonl", "data.path=x", "model.path=m", *sys.argv[1:]])
-    print(config.optimiser)
-except LuthierError as error:
-    print(type(error).__name__, error)
-"""
-
-
 @pytest.fixture
 def composed(strangers):
     """Compose in a process that sees the strangers: Hydra's store is one per process."""
 
     def run(*overrides: str) -> str:
-        done = subprocess.run(
-            [sys.executable, "-c", IN_A_FRESH_PROCESS, *overrides],
-            env={"PYTHONPATH": str(strangers.folder), "PATH": ""},
-            capture_output=True, text=True, check=True,
-        )  # fmt: skip
-        return done.stdout.strip()
+        environment = {"PYTHONPATH": str(strangers.folder), "PATH": ""}
+        out, err = Command(overrides, env=environment, module="composed_alone").communicate()
+        assert not err
+        return out.strip()
 
     return run
 
