@@ -46,10 +46,11 @@ class Strangers:
         from hydra.core.plugins import Plugins
 
         from luthier.config import prepare
-        from luthier.registry import catalogue
+        from luthier.registry import catalogue, commands
 
         def forget() -> None:
             catalogue.cache_clear()
+            commands.cache_clear()
             prepare.cache_clear()
 
         Plugins.instance()  # puts its own into the store, which must stay

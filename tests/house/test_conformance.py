@@ -5,9 +5,9 @@ import dataclasses
 import pytest
 
 import conforming
-from luthier.contracts.kinds import KINDS
+from luthier.contracts.kinds import ALL_KINDS
 from luthier.contracts.method import options_of
-from luthier.registry.method_catalogue import catalogue
+from luthier.registry import catalogue, commands
 from luthier.testing import SUITES
 
 
@@ -17,16 +17,16 @@ def suite_of(one) -> type:
     return type(f"Test_{one.kind}_{one.name}", (suite,), {"method": one.cls, "__module__": __name__})
 
 
-METHODS = catalogue().all()
+METHODS = catalogue().all() + commands().all()
 globals().update({cls.__name__: cls for cls in map(suite_of, METHODS)})
 
 
 def test_every_kind_has_a_suite():
-    assert SUITES.keys() == KINDS.keys()
+    assert SUITES.keys() == ALL_KINDS.keys()
 
 
 def test_no_plugin_is_broken():
-    assert catalogue().broken == {}
+    assert catalogue().broken == commands().broken == {}
 
 
 @pytest.mark.parametrize("one", METHODS, ids=lambda one: f"{one.kind}.{one.name}")

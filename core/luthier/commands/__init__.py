@@ -11,7 +11,7 @@ if TYPE_CHECKING:
         check_training as check_training,
     )
     from luthier.commands.cli import main as main
-    from luthier.commands.options import TrainConfig as TrainConfig
+    from luthier.commands.options import TRAIN_DEFAULTS as TRAIN_DEFAULTS, TrainConfig as TrainConfig
     from luthier.commands.preparation import prepared as prepared
 else:
     __getattr__, __dir__, __all__ = attach(__name__)

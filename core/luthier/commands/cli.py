@@ -1,4 +1,4 @@
-"""The command line: ``luthier VERB [hydra overrides]``. The only place that reads ``sys.argv``."""
+"""The command line: ``luthier COMMAND [overrides]``. The only place that reads ``sys.argv``."""
 
 from __future__ import annotations
 
@@ -12,39 +12,27 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from luthier.errors import LuthierError, unknown
-from luthier.registry import command, command_names
+from luthier.commands.positionals import named
+from luthier.errors import LuthierError
+from luthier.registry import CORE, command, commands
 
 USAGE = """\
-Luthier fine-tunes and aligns language models; every method is a plugin.
+Luthier fine-tunes and aligns language models; every method and every command is a plugin.
 
-usage: luthier VERB [options]
+usage: luthier COMMAND [options]
 
-  train      fine-tune: model × quantiser × adapter × optimiser × objective × data
-  preview    the first examples as the model will see them, what is trained marked
-  plan       what a run takes and what fits, from shapes alone: nothing is downloaded
-  evaluate   loss, perplexity and verified answers of a model on held-out rows
-  sample     answers to prompts, scored: as candidates, preference pairs or rows to train on
-  merge      several models or adapters as one: soup, task arithmetic, TIES, DARE, in bounded memory
-  fold       an adapter and its base made one plain model, with the error of rounding layer by layer
-  plugins    what is registered, from which package and version
+{commands}
 
-  luthier VERB --help           the verb's groups and options, each with its default
+  luthier COMMAND --help        its groups and options, each with its default, and examples
   luthier train recipe=quickstart
-  luthier train model.path=FOLDER data=jsonl data.path=rows.jsonl adapter.rank=8
-  luthier preview model.path=FOLDER data=jsonl data.path=rows.jsonl                what would be trained on
-  luthier plan model=llama3_70b quantiser=nf4 adapter=lora model.device=cuda memory_gb=48         does it fit?
-  luthier fold model.path=RUN out=FOLDER                           a model without adapter, for any program
-  luthier merge 'models=[runs/one,runs/two]' merger=ties base=FOLDER run_dir=runs/merged
-  luthier train -m adapter=lora,full optimiser.lr=1e-4,3e-4 …      one run for each combination
-  luthier plugins new optimiser NAME                               a package with a method of your own
+  luthier plugins new optimiser NAME                  a package with a method or a command of your own
 
 Environment: LUTHIER_PLUGINS (third-party distributions to load; empty: none), LUTHIER_BLOCKED (ones to
 leave out), LUTHIER_CACHE (converted models), LUTHIER_TRACEBACK=1 (whole tracebacks)."""
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run one verb and exit: 0 done, 1 a run of a multirun failed, 2 something a person can mend."""
+    """Run one command and exit: 0 done, 1 a run of a multirun failed, 2 something a person can mend."""
     arguments = sys.argv[1:] if argv is None else argv
     sys.exit(report(lambda: dispatch(arguments)))
 
@@ -64,28 +52,35 @@ def report(action: Callable[[], int]) -> int:
 
 
 def dispatch(arguments: list[str]) -> int:
-    """Run the verb that `arguments` begin with and return the exit status."""
-    verb, *rest = arguments or ["--help"]
-    if verb in ("-h", "--help", "help"):
-        print(USAGE)
+    """Run the command that `arguments` begin with and return the exit status."""
+    name, *rest = arguments or ["--help"]
+    if name in ("-h", "--help", "help"):
+        print(USAGE.format(commands="\n".join(_summaries())))
         return 0
-    if verb == "--version":
+    if name == "--version":
         from importlib.metadata import version
 
         print(f"luthier {version('luthier')}")
         return 0
-    if verb not in command_names():
-        raise LuthierError(unknown("verb", verb, command_names()))
-    return _run(verb, rest)
+    return _run(name, rest)
 
 
-def _run(verb: str, overrides: list[str]) -> int:
+def _summaries() -> Iterator[str]:
+    """Yield a line for every command; third parties' with their package, broken ones with what is wrong."""
+    for known in sorted(commands().all(), key=lambda known: known.plugin.distribution != CORE):
+        by = f"({known.plugin.provider})" if known.plugin.distribution != CORE else ""
+        yield f"  {known.name:10} {known.cls.summary} {by}".rstrip()
+    for name, reason in commands().broken.items():
+        yield f"  {name.partition('.')[2]:10} cannot be used: {reason}"
+
+
+def _run(name: str, words: list[str]) -> int:
     quieten()
-    # Importing torch takes a second or two, so the verbs that need it import it here. Nothing of it is
+    # Importing torch takes a second or two, so the commands that need it import it here. Nothing of it is
     # garbage, and looking for some would take another one.
     gc.disable()
     with _interrupted_afterwards():
-        chosen = command(verb)
+        chosen = command(name)
         if chosen.composed:
             from luthier import config
             from luthier.commands.help import show_usage
@@ -95,12 +90,12 @@ def _run(verb: str, overrides: list[str]) -> int:
     gc.freeze()
     gc.enable()
     if not chosen.composed:
-        return int(chosen.run(overrides))
-    if "-h" in overrides or "--help" in overrides:
-        return show_usage(verb, [override for override in overrides if override not in ("-h", "--help")])
-    if {"-m", "--multirun"} & set(overrides) and (reason := chosen.multirun):
-        raise LuthierError(f"{verb} {reason}; leave out -m and give one value each")
-    return launch(verb, overrides)
+        return int(chosen.run(words) or 0)
+    if "-h" in words or "--help" in words:
+        return show_usage(name, [word for word in words if word not in ("-h", "--help")])
+    if {"-m", "--multirun"} & set(words) and (reason := chosen.multirun):
+        raise LuthierError(f"{name} {reason}; leave out -m and give one value each")
+    return launch(name, named(name, chosen, words))
 
 
 @contextlib.contextmanager

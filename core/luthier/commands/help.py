@@ -19,7 +19,7 @@ from luthier.registry import catalogue, command, composed_commands, presets
 def show_usage(verb: str, overrides: list[str]) -> int:
     """Print the help of `verb`; with group choices in `overrides`, the options of those methods too."""
     console = Console(highlight=False)
-    root = command(verb).schema
+    root = command(verb).options
     # Paragraphs, so that the terminal breaks the lines.
     said = "\n\n".join(" ".join(part.split()) for part in (inspect.getdoc(root) or "").split("\n\n"))
     console.print(f"{said}\n\nusage: luthier {verb} [GROUP=CHOICE …] [OPTION=VALUE …]\n")
@@ -33,13 +33,13 @@ def show_usage(verb: str, overrides: list[str]) -> int:
             console.print(f"\n[bold]{kind.group}={name}[/]  {(cls.__doc__ or '').strip()}")
             console.print(_grid(_options(cls, f"{kind.package(name)}.")))
     # A verb that takes another's options names them after its own.
-    base = next((name for name in composed_commands() if command(name).schema is root.__base__), None)
-    inherited = {field.name for field in dataclasses.fields(command(base).schema)} if base else set()
+    base = next((name for name in composed_commands() if command(name).options is root.__base__), None)
+    inherited = {field.name for field in dataclasses.fields(command(base).options)} if base else set()
     console.print("\n[bold]options[/]")
     console.print(_grid(_options(root, "", leave_out=inherited)))
     if base:
         console.print(f"\n[bold]options of {base}[/]")
-        console.print(_grid(_options(command(base).schema, "")))
+        console.print(_grid(_options(command(base).options, "")))
     console.print(f"\nA method's own options: luthier {verb} GROUP=CHOICE --help")
     return 0
 

@@ -18,6 +18,13 @@ from luthier.contracts import option
 OVERFLOW = "What becomes of longer ones: drop, truncate_left, truncate_right, refuse."
 UNUSABLE = "What becomes of rows that teach nothing, e.g. chosen equal to rejected: drop, refuse."
 
+TRAIN_DEFAULTS: dict[str, Any] = {
+    "model": None, "quantiser": None, "adapter": "lora", "optimiser": "adamw", "objective": "sft",
+    "data": "???", "data@eval_data": None, "row_filter": [], "reward_model": [],
+    "tracker": ["progress", "metrics"], "recipe": None,
+}  # fmt: skip
+"""What `train` chooses where nobody does, and every command that takes its options."""
+
 
 @dataclass
 class TrainConfig:

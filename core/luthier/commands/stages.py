@@ -56,7 +56,9 @@ def do_stages(stages: Mapping[str, str]) -> None:
 def _command(name: str, line: str) -> list[str]:
     words = shlex.split(str(line))
     if not words or words[0] not in composed_commands():
-        raise ConfigError(f"stages.{name}: {unknown('verb', words[0] if words else '', composed_commands())}")
+        raise ConfigError(
+            f"stages.{name}: {unknown('command', words[0] if words else '', composed_commands())}"
+        )
     resumes = any(word.startswith("resume=") for word in words)
     return [*words, "resume=auto"] if words[0] == "train" and not resumes else words
 

@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from luthier.config.hydra_errors import check_overrides, explain
 from luthier.config.validation import validate
-from luthier.contracts import KINDS, options_of
+from luthier.contracts import KINDS, Command, options_of
 from luthier.registry import Catalogue, catalogue, command, composed_commands, node
 
 CONFIG_PATH = "pkg://luthier_conf"
@@ -41,7 +41,8 @@ def prepare() -> Catalogue:
     Plugins.instance().register(PluginPresets)
     store = ConfigStore.instance()
     for name in composed_commands():
-        store.store(name=f"{name}_schema", node=command(name).schema, provider="luthier")
+        store.store(name=f"{name}_schema", node=command(name).options, provider="luthier")
+        store.store(name=name, node={"defaults": list(_defaults(name, command(name)))}, provider="luthier")
     for method in catalogue().all():
         kind = KINDS[method.kind]
         # A name registered twice is refused by `find` when a run asks for it; the first keeps the schema.
@@ -54,6 +55,15 @@ def prepare() -> Catalogue:
                 provider=method.plugin.provider,
             )
     return catalogue()
+
+
+def _defaults(name: str, of: Command) -> Iterator[Any]:
+    """Yield the defaults list of the primary config of a command."""
+    yield f"{name}_schema"
+    yield "run_folder" if of.run_folder and hasattr(of.options, "run_dir") else "no_run_folder"
+    yield from ({group: choice} for group, choice in of.defaults.items())
+    yield "_self_"
+    yield from ({f"override hydra/{part}_logging": "none"} for part in ("hydra", "job"))
 
 
 def compose(verb: str, overrides: list[str] | None = None) -> DictConfig:
@@ -97,14 +107,10 @@ def opened(overrides: list[str]) -> list[str]:
         for method in catalogue().all()
         for key, field in options_of(method.cls).items()
         for package in (KINDS[method.kind].package(method.name), f"eval_{KINDS[method.kind].group}")
-        if isinstance(_made(field), dict)
+        if field.default_factory is not dataclasses.MISSING and isinstance(field.default_factory(), dict)
     ]
     tables += ["model.shape", "auxiliary", "stages", "tasks"]
     return [f"++{override}" if _starts(override, tables) else override for override in overrides]
-
-
-def _made(field: dataclasses.Field[Any]) -> Any:
-    return None if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
 def _starts(override: str, keys: list[str]) -> bool:
@@ -118,7 +124,7 @@ def known_keys(verb: str) -> list[str]:
     for method in catalogue().all():
         package = KINDS[method.kind].package(method.name)
         keys += [f"{package}.{key}" for key in options_of(method.cls)]
-    plain = OmegaConf.to_container(OmegaConf.structured(command(verb).schema), throw_on_missing=False)
+    plain = OmegaConf.to_container(OmegaConf.structured(command(verb).options), throw_on_missing=False)
     assert isinstance(plain, dict)
     return keys + list(_dotted(plain))
 

@@ -12,7 +12,7 @@ from luthier.registry import catalogue, command, composed_commands
 
 def new_name(key: str) -> str | None:
     """Return what the option `key`, or what holds it, is called now; None if it was never renamed."""
-    pairs = [pair for name in composed_commands() for pair in renamed_options(command(name).schema, "")]
+    pairs = [pair for name in composed_commands() for pair in renamed_options(command(name).options, "")]
     for method in catalogue().all():
         pairs += renamed_options(method.cls, f"{KINDS[method.kind].package(method.name)}.")
     names = (new + key.removeprefix(old) for old, new in pairs if key == old or key.startswith(f"{old}."))

@@ -17,7 +17,7 @@ from luthier.registry import catalogue, check_combination, command, require
 def validate(name: str, config: DictConfig) -> None:
     """Refuse keys that nothing reads, methods that do not exist, and pairs that do not combine."""
     of = command(name)
-    options = of.schema
+    options = of.options
     if config.get("plugins"):
         require(list(config.plugins.required))
     fields = {field.name for field in dataclasses.fields(options)}

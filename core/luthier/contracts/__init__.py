@@ -12,7 +12,13 @@ if TYPE_CHECKING:
     from luthier.contracts.command import Command as Command
     from luthier.contracts.data_source import DataSource as DataSource, Row as Row
     from luthier.contracts.hookspecs import PROJECT as PROJECT, SPECIFICATIONS as SPECIFICATIONS
-    from luthier.contracts.kinds import KINDS as KINDS, NAME as NAME, Kind as Kind
+    from luthier.contracts.kinds import (
+        ALL_KINDS as ALL_KINDS,
+        COMMAND as COMMAND,
+        KINDS as KINDS,
+        NAME as NAME,
+        Kind as Kind,
+    )
     from luthier.contracts.merger import Group as Group, Groups as Groups, Merger as Merger
     from luthier.contracts.method import Method as Method, option as option, options_of as options_of
     from luthier.contracts.objective import (

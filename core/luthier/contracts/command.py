@@ -2,52 +2,65 @@
 
 from __future__ import annotations
 
-import pkgutil
-from collections.abc import Callable, Sequence
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from types import EllipsisType
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from luthier.contracts.method import Method
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 
-def _nothing(config: DictConfig) -> None:
-    """Find nothing wrong."""
-
-
-def _none(overrides: Sequence[str]) -> None:
-    """Resume nothing."""
-
-
 @dataclass(frozen=True)
-class Command:
-    """A command: ``luthier NAME [overrides]``; one that takes a config is a function of `luthier` too.
+class Command(Method):
+    """A command: ``luthier NAME [options]``; one that takes a config is ``luthier.NAME(config)`` too.
+
+    The module that registers it imports no torch, so that ``luthier --help`` starts at once: `run`, `check`
+    and `resumed` import what they need.
 
     Attributes:
-        function: ``module:function``, imported when it runs; takes the composed config, or plain arguments.
-        options: A dataclass: schema and help text at once.
-        composed: Whether Hydra composes a config for it; else it is given the words of the command line.
+        summary: What it does, one line of ``luthier --help``.
+        examples: Command lines without ``luthier``, shown with its help.
+        options: A dataclass whose fields are declared with `option`: schema and help text at once.
+        defaults: What is chosen of each group where nobody chooses, in the order of Hydra's defaults list:
+            ``{"model": None, "adapter": "lora", "data": "???"}``; ``???`` must be chosen.
+        positionals: The options that bare words fill, in order; the last one before ``...`` takes all others.
+        subcommands: Name → summary, of a command that takes plain arguments.
+        composed: Whether Hydra composes a config for it; else `run` is given the words of the command line.
+        run_folder: Whether it writes to the folder that its option ``run_dir`` names, if it has that.
         multirun: Why no multirun is made of it; None: one is.
         loads_weights: Whether the methods it is given must run on this machine.
-        check: Refuses values of its options, by a `ConfigError`.
-        resumed: Returns the config of the run that the overrides go on with, or None.
     """
 
-    function: str
-    options: type[Any] | None = None
-    composed: bool = True
-    multirun: str | None = None
-    loads_weights: bool = True
-    check: Callable[[DictConfig], None] = _nothing
-    resumed: Callable[[Sequence[str]], DictConfig | None] = _none
+    summary: ClassVar[str]
+    examples: ClassVar[Sequence[str]] = ()
+    options: ClassVar[type[Any]] = type(None)
+    defaults: ClassVar[Mapping[str, Any]] = {}
+    positionals: ClassVar[tuple[str | EllipsisType, ...]] = ()
+    subcommands: ClassVar[Mapping[str, str]] = {}
+    composed: ClassVar[bool] = True
+    run_folder: ClassVar[bool] = True
+    multirun: ClassVar[str | None] = None
+    loads_weights: ClassVar[bool] = True
 
-    @property
-    def schema(self) -> type[Any]:
-        """The options of a command that is composed."""
-        assert self.options is not None
-        return self.options
+    def check(self, config: DictConfig) -> None:
+        """Refuse values of the options.
 
-    @property
-    def run(self) -> Callable[[Any], Any]:
-        """What runs, imported now: takes what `composed` says, and may raise a `LuthierError`."""
-        return pkgutil.resolve_name(self.function)  # type: ignore[no-any-return]
+        Raises:
+            ConfigError: One means nothing.
+        """
+
+    def resumed(self, overrides: Sequence[str]) -> DictConfig | None:
+        """Return the config of the run that the overrides go on with, or None."""
+        return None
+
+    @abstractmethod
+    def run(self, config: Any) -> Any:
+        """Do what the composed `config` says, or the words of the command line, and return the result.
+
+        Raises:
+            LuthierError: Something a person can mend; it becomes one line and the exit status 2.
+        """

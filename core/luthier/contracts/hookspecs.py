@@ -74,6 +74,10 @@ class Registration:
         """Register `luthier.Tracker` classes: lifecycle observers that a run can configure."""
 
     @hookspec
+    def register_commands(self, register: Register) -> None:
+        """Register a `luthier.Command` class, alone in an entry point ``command.NAME``."""
+
+    @hookspec
     def config_packages(self) -> str:
         """Return the dotted name of a package with YAML presets, e.g. ``"luthier_toy.conf"``.
 

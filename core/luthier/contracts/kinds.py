@@ -1,4 +1,4 @@
-"""The kinds of method a plugin can register. Importing this module does not import torch."""
+"""The kinds of method that a plugin can register, and commands. Importing it does not import torch."""
 
 import pkgutil
 import re
@@ -10,28 +10,32 @@ NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of method.
+    """One kind of method, whose base class and registration hook have its name.
 
     Attributes:
         name: Singular name, as in entry points (``adapter.lora``) and messages.
-        group: Hydra config group that selects a method of this kind.
-        hook: The registration hook.
-        base: ``module:class`` every method of the kind inherits.
+        group: Hydra config group that selects a method of this kind; empty for commands.
         many: Several can be active in one run (``tracker=[progress,metrics]``),
             each under ``<group>s.<name>``.
     """
 
     name: str
     group: str
-    hook: str
-    base: str
     many: bool = False
+
+    @property
+    def hook(self) -> str:
+        """The registration hook, e.g. ``register_reward_models``."""
+        return f"register_{self.name}s"
+
+    @property
+    def base(self) -> str:
+        """The name of the class that every method of the kind inherits, e.g. ``RewardModel``."""
+        return "".join(part.capitalize() for part in self.name.split("_"))
 
     def base_class(self) -> type:
         """Import and return the base class."""
-        base = pkgutil.resolve_name(self.base)
-        assert isinstance(base, type)
-        return base
+        return pkgutil.resolve_name(f"luthier.contracts.{self.name}:{self.base}")  # type: ignore[no-any-return]
 
     def package(self, method: str) -> str:
         """Return where the config of `method` sits in the composed config."""
@@ -41,27 +45,19 @@ class Kind:
 KINDS: dict[str, Kind] = {
     kind.name: kind
     for kind in (
-        Kind("adapter", "adapter", "register_adapters", "luthier.contracts.adapter:Adapter"),
-        Kind("quantiser", "quantiser", "register_quantisers", "luthier.contracts.quantiser:Quantiser"),
-        Kind("optimiser", "optimiser", "register_optimisers", "luthier.contracts.optimiser:Optimiser"),
-        Kind("objective", "objective", "register_objectives", "luthier.contracts.objective:Objective"),
-        Kind(
-            "reward_model",
-            "reward_model",
-            "register_reward_models",
-            "luthier.contracts.reward_model:RewardModel",
-            many=True,
-        ),
-        Kind("selector", "selector", "register_selectors", "luthier.contracts.selector:Selector"),
-        Kind("merger", "merger", "register_mergers", "luthier.contracts.merger:Merger"),
-        Kind("data_source", "data", "register_data_sources", "luthier.contracts.data_source:DataSource"),
-        Kind(
-            "row_filter",
-            "row_filter",
-            "register_row_filters",
-            "luthier.contracts.row_filter:RowFilter",
-            many=True,
-        ),
-        Kind("tracker", "tracker", "register_trackers", "luthier.contracts.tracker:Tracker", many=True),
+        Kind("adapter", "adapter"),
+        Kind("quantiser", "quantiser"),
+        Kind("optimiser", "optimiser"),
+        Kind("objective", "objective"),
+        Kind("reward_model", "reward_model", many=True),
+        Kind("selector", "selector"),
+        Kind("merger", "merger"),
+        Kind("data_source", "data"),
+        Kind("row_filter", "row_filter", many=True),
+        Kind("tracker", "tracker", many=True),
     )
 }
+"""The kinds of which a run chooses."""
+COMMAND = Kind("command", "")
+ALL_KINDS = {**KINDS, COMMAND.name: COMMAND}
+"""All that a plugin can register."""

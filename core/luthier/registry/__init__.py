@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 from luthier.faces import attach
 
 if TYPE_CHECKING:
-    from luthier.registry.commands import (
+    from luthier.registry.command_catalogue import (
         command as command,
         command_names as command_names,
+        commands as commands,
         composed_commands as composed_commands,
     )
     from luthier.registry.compatibility import (

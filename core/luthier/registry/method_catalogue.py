@@ -6,15 +6,18 @@ import dataclasses
 import functools
 import importlib.util
 import inspect
+import logging
+import pkgutil
+import sys
 from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
 
 import pluggy
 
-from luthier.contracts import KINDS, NAME, PROJECT, SPECIFICATIONS, Kind
+from luthier.contracts import ALL_KINDS, COMMAND, NAME, PROJECT, SPECIFICATIONS, Kind
 from luthier.errors import PluginError, unknown
-from luthier.registry.discovery import Plugin, plugins, unmet_core_requirement
+from luthier.registry.discovery import CORE, Plugin, plugins, unmet_core_requirement
 from luthier.registry.schema import check as check_options
 
 
@@ -64,10 +67,9 @@ class Catalogue:
             return registered[0]
         if registered:
             others = " and by ".join(str(method) for method in registered)
-            block = registered[-1].plugin.distribution
             raise PluginError(
                 f"{kind} '{name}' is registered twice: by {others}. "
-                f"Uninstall one or set LUTHIER_BLOCKED={block}."
+                f"Uninstall one or set LUTHIER_BLOCKED={registered[-1].plugin.distribution}."
             )
         if reason := self.broken.get(f"{kind}.{name}"):
             raise PluginError(f"{kind} '{name}' cannot be used: {reason}")
@@ -79,7 +81,7 @@ class Catalogue:
             if reason is None:
                 self._register(plugin, plugin.entry.load())
         # A plugin is a stranger's code: whatever its import raises must not stop the others.
-        except Exception as error:  # noqa: BLE001
+        except (Exception, SystemExit) as error:  # noqa: BLE001
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
         if reason is not None:
             self.broken[plugin.entry.name] = f"{plugin.provider} {reason}"
@@ -89,7 +91,7 @@ class Catalogue:
         trial.register(implementation, name=plugin.entry.name)
         _check_hooks(trial, implementation)
         collected: list[Registered] = []
-        for kind in KINDS.values():
+        for kind in ALL_KINDS.values():
             getattr(trial.hook, kind.hook)(register=functools.partial(_collect, collected, plugin, kind))
         packages = trial.hook.config_packages()
         for package in packages:
@@ -122,13 +124,23 @@ def _check_hooks(trial: pluggy.PluginManager, implementation: object) -> None:
         raise PluginError("implements no hook; mark its functions with @luthier.hookimpl")
 
 
+def _public() -> set[str]:
+    """Return the names of `luthier` that a command must not have: what it offers, and its rooms."""
+    face = sys.modules["luthier"]
+    return {*face.__all__, *(module.name for module in pkgutil.iter_modules(face.__path__))}
+
+
 def _collect(into: list[Registered], plugin: Plugin, kind: Kind, name: str, cls: type[Any]) -> None:
     base = kind.base_class()
+    if (kind is COMMAND) != (plugin.kind == COMMAND.name):
+        raise PluginError(f"an entry point 'command.{name}' registers a command, and no other does")
+    if kind is COMMAND and plugin.distribution != CORE and name in _public():
+        raise PluginError(f"command '{name}' would hide luthier.{name}; choose another name")
     if not NAME.fullmatch(name):
         raise PluginError(f"{kind.name} name '{name}' must match {NAME.pattern}")
     if not (inspect.isclass(cls) and issubclass(cls, base)):
         raise PluginError(
-            f"{kind.name} '{name}' must be a class that inherits luthier.{base.__name__}, got {cls!r}"
+            f"{kind.name} '{name}' must be a class that inherits luthier.{base.__name__}: {cls!r}"
         )
     if not dataclasses.is_dataclass(cls) or not cls.__dataclass_params__.frozen:  # type: ignore[attr-defined]
         raise PluginError(f"{kind.name} '{name}' must be a frozen dataclass: {cls.__qualname__}")
@@ -140,8 +152,11 @@ def _collect(into: list[Registered], plugin: Plugin, kind: Kind, name: str, cls:
 
 @functools.cache
 def catalogue() -> Catalogue:
-    """Return the catalogue of the installed plugins, loaded once per process."""
-    return Catalogue(plugins())
+    """Return the catalogue of the installed plugins, loaded once per process; what is broken is logged."""
+    installed = Catalogue([plugin for plugin in plugins() if plugin.kind != COMMAND.name])
+    for name, reason in installed.broken.items():
+        logging.getLogger("luthier").warning("%s is left out: %s", name, reason)
+    return installed
 
 
 def require(requirements: list[str]) -> None:

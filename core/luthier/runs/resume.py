@@ -65,7 +65,7 @@ def resumed_config(overrides: Sequence[str]) -> DictConfig | None:
 
 def _of_training(file: Path) -> DictConfig:
     """Return the config of a training run that `file` holds."""
-    schema = OmegaConf.structured(command("train").schema)
+    schema = OmegaConf.structured(command("train").options)
     OmegaConf.set_struct(schema, False)
     try:
         config = OmegaConf.merge(schema, _now(OmegaConf.load(file)))
@@ -83,7 +83,7 @@ def _of_training(file: Path) -> DictConfig:
 def _now(config: Any) -> DictConfig:
     """Return the config of a run, maybe an older one, with the names that its options have now."""
     assert isinstance(config, DictConfig)
-    pairs = list(renamed_options(command("train").schema, ""))
+    pairs = list(renamed_options(command("train").options, ""))
     for kind, where, node in selected(config):
         pairs += renamed_options(catalogue().find(kind.name, str(node.name)).cls, f"{where}.")
     for old, new in pairs:

@@ -13,6 +13,7 @@ models of two layers. Only tests import this package.
 """
 
 from luthier.testing.adapter import AdapterSuite
+from luthier.testing.command import CommandSuite
 from luthier.testing.data_source import DataSourceSuite
 from luthier.testing.merger import MergerSuite
 from luthier.testing.models import FakeQuantised, quantised, tiny_gpt2, tiny_llama, tiny_tokenizer
@@ -36,11 +37,12 @@ SUITES: dict[str, type[Suite]] = {
     "data_source": DataSourceSuite,
     "row_filter": RowFilterSuite,
     "tracker": TrackerSuite,
+    "command": CommandSuite,
 }
 """The suite of every kind, by the kind's name."""
 
 __all__ = [
-    "SUITES", "AdapterSuite", "DataSourceSuite", "FakeQuantised", "MergerSuite", "ObjectiveSuite",
-    "OptimiserSuite", "QuantiserSuite", "RewardModelSuite", "RowFilterSuite", "SelectorSuite", "Suite",
-    "TrackerSuite", "quantised", "tiny_gpt2", "tiny_llama", "tiny_tokenizer",
+    "SUITES", "AdapterSuite", "CommandSuite", "DataSourceSuite", "FakeQuantised", "MergerSuite",
+    "ObjectiveSuite", "OptimiserSuite", "QuantiserSuite", "RewardModelSuite", "RowFilterSuite",
+    "SelectorSuite", "Suite", "TrackerSuite", "quantised", "tiny_gpt2", "tiny_llama", "tiny_tokenizer",
 ]  # fmt: skip

@@ -17,10 +17,12 @@ class Suite:
     Attributes:
         method: The class under test.
         options: Values for its options where the defaults are not what should be tested.
+        needs_source: Whether it comes from a paper or library, which it must name.
     """
 
     method: ClassVar[type[Any]]
     options: ClassVar[Mapping[str, Any]] = {}
+    needs_source: ClassVar[bool] = True
 
     def make(self) -> Any:
         """Return the method under test, with `options`."""
@@ -36,7 +38,8 @@ class Suite:
         made_up = f"{name}("
         text = (self.method.__doc__ or made_up).strip()
         assert not text.startswith(made_up), f"{name} needs a docstring: it is the help people see"
-        assert self.method.source, f"{name}.source must name the paper and section, or the library"
+        sourced = self.method.source or not self.needs_source
+        assert sourced, f"{name}.source must name the paper and section, or the library"
         for option, field in options_of(self.method).items():
             assert field.metadata.get("help"), f"{name}.{option} needs help: option(default, 'What it does.')"
 

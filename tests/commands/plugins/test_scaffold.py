@@ -10,7 +10,7 @@ import pytest
 
 from luthier import ConfigError, LuthierError, PluginError
 from luthier.commands.cli import dispatch
-from luthier.contracts.kinds import KINDS
+from luthier.contracts.kinds import ALL_KINDS
 from luthier_plugins.commands.plugins.scaffold import new_plugin
 
 
@@ -36,7 +36,7 @@ def installed(target: Path) -> None:
 
 
 def test_the_generated_tests_pass_at_once(tmp_path):
-    kinds = [kind for kind in KINDS if kind != "quantiser" or importlib.util.find_spec("bitsandbytes")]
+    kinds = [kind for kind in ALL_KINDS if kind != "quantiser" or importlib.util.find_spec("bitsandbytes")]
     targets = [new_plugin(kind, f"toy_{kind}", tmp_path) for kind in kinds]
     assert targets[0] == tmp_path / "luthier-toy-adapter"
     # One process for all: importing torch takes longer than the tests.
@@ -49,7 +49,7 @@ def test_the_generated_tests_pass_at_once(tmp_path):
 def test_what_is_written_is_clean_by_its_own_rules(tmp_path):
     pytest.importorskip("ruff")
     pytest.importorskip("mypy")
-    targets = [new_plugin(kind, name, tmp_path / kind) for kind in KINDS for name in (f"toy_{kind}", "x")]
+    targets = [new_plugin(kind, name, tmp_path / kind) for kind in ALL_KINDS for name in (f"toy_{kind}", "x")]
     for command in (["ruff", "check", "--no-cache", "."], ["ruff", "format", "--no-cache", "--check", "."]):
         done = run(*command, folder=tmp_path)
         assert done.returncode == 0, done.stdout

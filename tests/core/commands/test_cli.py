@@ -91,7 +91,7 @@ def test_a_result_is_evaluated_by_its_folder(folder):
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["trian"], "unknown verb 'trian': did you mean 'train'?"),
+        (["trian"], "unknown command 'trian': did you mean 'train'?"),
         (["train", *TINY, "adapter.rnk=4"], "unknown option 'adapter.rnk': did you mean 'adapter.rank'?"),
         (["train", *TINY, "adapter=lroa"], "luthier: unknown adapter 'lroa': did you mean 'lora'?"),
         (["train", *TINY, "adapter=lora,full"], "adapter=lora,full: several values need -m"),

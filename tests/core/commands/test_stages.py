@@ -56,5 +56,5 @@ def test_a_stage_that_fails_is_named_and_the_rest_is_not_run(folder, tmp_path, c
 
 
 def test_a_command_that_is_none_is_refused(folder, tmp_path):
-    with pytest.raises(ConfigError, match=r"stages.sft: unknown verb 'trian': did you mean 'train'"):
+    with pytest.raises(ConfigError, match=r"stages.sft: unknown command 'trian': did you mean 'train'"):
         train(given(folder, tmp_path / "run", "stages.sft='trian recipe=quickstart'"))

@@ -1,12 +1,13 @@
 """The command `fold` and its options."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from omegaconf import MISSING
 
+from luthier import Command, Register, hookimpl, option
 from luthier.config import ModelPlace, PluginsConfig
-from luthier.contracts import Command, option
 
 
 @dataclass
@@ -37,4 +38,27 @@ class FoldConfig:
     plugins: PluginsConfig = field(default_factory=PluginsConfig)
 
 
-COMMAND = Command("luthier_plugins.commands.fold.folding:fold", FoldConfig, multirun="writes one model")
+@dataclass(frozen=True)
+class Fold(Command):
+    """Fold an adapter into its base: see `FoldConfig`."""
+
+    summary: ClassVar[str] = (
+        "an adapter and its base made one plain model, with the error of rounding layer by layer"
+    )
+    examples: ClassVar[Sequence[str]] = ("fold RUN FOLDER",)
+    options: ClassVar[type[Any]] = FoldConfig
+    defaults: ClassVar[Mapping[str, Any]] = {"model": None, "quantiser": None}
+    positionals: ClassVar[tuple[str, ...]] = ("model.path", "out")
+    multirun: ClassVar[str | None] = "writes one model"
+
+    def run(self, config: Any) -> Any:
+        """Fold, and return a `FoldReport`."""
+        from luthier_plugins.commands.fold.folding import fold
+
+        return fold(config)
+
+
+@hookimpl
+def register_commands(register: Register) -> None:
+    """Register `fold`."""
+    register("fold", Fold)

@@ -1,13 +1,14 @@
 """The command `merge` and its options."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from types import EllipsisType
+from typing import Any, ClassVar
 
 from omegaconf import MISSING, DictConfig
 
-from luthier.commands import check_evaluation, check_positive
+from luthier import Command, Register, hookimpl, option
 from luthier.config import PluginsConfig, ScoringConfig
-from luthier.contracts import Command, option
 
 
 @dataclass
@@ -54,9 +55,36 @@ class MergeConfig:
     resume: str | None = option(None, "auto: go on with what run_dir holds of this merge, if anything.")
 
 
-def _check(config: DictConfig) -> None:
-    check_positive(config, "pack_tokens")
-    check_evaluation(config)
+@dataclass(frozen=True)
+class Merge(Command):
+    """Merge models or adapters: see `MergeConfig`."""
+
+    summary: ClassVar[str] = (
+        "several models or adapters as one: soup, task arithmetic, TIES, DARE, in bounded memory"
+    )
+    examples: ClassVar[Sequence[str]] = (
+        "merge RUN RUN merger=soup run_dir=runs/merged",
+        "merge 'models={sums: RUN, words: RUN}' merger=ties base=FOLDER run_dir=runs/merged",
+    )
+    options: ClassVar[type[Any]] = MergeConfig
+    defaults: ClassVar[Mapping[str, Any]] = {"merger": "???", "recipe": None}
+    positionals: ClassVar[tuple[str | EllipsisType, ...]] = ("models", ...)
+
+    def check(self, config: DictConfig) -> None:
+        """See `Command.check`."""
+        from luthier.commands import check_evaluation, check_positive
+
+        check_positive(config, "pack_tokens")
+        check_evaluation(config)
+
+    def run(self, config: Any) -> Any:
+        """Merge, and return a `MergeReport`."""
+        from luthier_plugins.commands.merge.run.merging import merge
+
+        return merge(config)
 
 
-COMMAND = Command("luthier_plugins.commands.merge.run.merging:merge", MergeConfig, check=_check)
+@hookimpl
+def register_commands(register: Register) -> None:
+    """Register `merge`."""
+    register("merge", Merge)

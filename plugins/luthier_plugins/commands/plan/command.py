@@ -1,13 +1,14 @@
 """The command `plan` and its options."""
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from omegaconf import DictConfig
 
-from luthier.commands import TrainConfig, check_training
-from luthier.contracts import Command, option
+from luthier import Command, Register, hookimpl, option
+from luthier.commands import TRAIN_DEFAULTS, TrainConfig
 from luthier.errors import ConfigError
 
 
@@ -28,17 +29,37 @@ class PlanConfig(TrainConfig):
     json: str | None = option(None, "A file to write the plan to.")
 
 
-def _check(config: DictConfig) -> None:
-    for key in ("memory_gb", "tflops", "efficiency", "tokens"):
-        if config[key] is not None and not 0 < config[key] < math.inf:
-            raise ConfigError(f"{key}={config[key]} must be positive")
-    check_training(config)
+@dataclass(frozen=True)
+class Plan(Command):
+    """Say what a run takes: see `PlanConfig`."""
+
+    summary: ClassVar[str] = "what a run takes and what fits, from shapes alone: nothing is downloaded"
+    examples: ClassVar[Sequence[str]] = (
+        "plan model=llama3_70b quantiser=nf4 adapter=lora model.device=cuda memory_gb=48",
+    )
+    options: ClassVar[type[Any]] = PlanConfig
+    defaults: ClassVar[Mapping[str, Any]] = {**TRAIN_DEFAULTS, "data": None}
+    multirun: ClassVar[str | None] = "ranks the methods itself"
+    loads_weights: ClassVar[bool] = False
+    run_folder: ClassVar[bool] = False
+
+    def check(self, config: DictConfig) -> None:
+        """See `Command.check`."""
+        from luthier.commands import check_training
+
+        for key in ("memory_gb", "tflops", "efficiency", "tokens"):
+            if config[key] is not None and not 0 < config[key] < math.inf:
+                raise ConfigError(f"{key}={config[key]} must be positive")
+        check_training(config)
+
+    def run(self, config: Any) -> Any:
+        """Plan, and return a `PlanResult`."""
+        from luthier_plugins.commands.plan.planning import plan
+
+        return plan(config)
 
 
-COMMAND = Command(
-    "luthier_plugins.commands.plan.planning:plan",
-    PlanConfig,
-    multirun="ranks the methods itself",
-    loads_weights=False,
-    check=_check,
-)
+@hookimpl
+def register_commands(register: Register) -> None:
+    """Register `plan`."""
+    register("plan", Plan)

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import NoReturn
 
-from luthier.contracts import KINDS
+from luthier.contracts import ALL_KINDS
 from luthier.errors import LuthierError
 from luthier_plugins.commands.plugins.listing import show_loaded, show_metadata
 from luthier_plugins.commands.plugins.scaffold import show_new
@@ -26,7 +26,7 @@ def run(arguments: list[str]) -> int:
     new = parser.add_subparsers(metavar="COMMAND", title="commands").add_parser(
         "new", help="write a plugin package that works: new KIND NAME"
     )
-    new.add_argument("kind", metavar="KIND", help=f"one of {', '.join(KINDS)}")
+    new.add_argument("kind", metavar="KIND", help=f"one of {', '.join(ALL_KINDS)}")
     new.add_argument("name", metavar="NAME", help="the method's name, in lower case")
     new.add_argument("--folder", type=Path, default=Path(), help="where luthier-NAME is put (here)")
     options = parser.parse_args(arguments)

@@ -10,13 +10,18 @@ from string import Template
 
 from packaging.utils import canonicalize_name
 
-from luthier.contracts import KINDS, NAME, Kind
+from luthier.contracts import ALL_KINDS, COMMAND, NAME, Kind
 from luthier.errors import ConfigError, LuthierError, PluginError, unknown
 from luthier.registry import CORE, plugins
 from luthier.system import written_whole
 
 # What a kind's example needs beyond torch.
-_NEEDS = {"quantiser": ("bitsandbytes>=0.46", "transformers>=5.20"), "tracker": (), "data_source": ()}
+_NEEDS = {
+    "quantiser": ("bitsandbytes>=0.46", "transformers>=5.20"),
+    "tracker": (),
+    "data_source": (),
+    "command": (),
+}
 _TORCH = ("torch>=2.8",)
 
 
@@ -34,13 +39,13 @@ def new_plugin(kind: str, name: str, folder: Path) -> Path:
     Raises:
         LuthierError: The kind is unknown, the name is taken or no name, or the folder exists.
     """
-    if kind not in KINDS:
-        raise LuthierError(unknown("kind", kind, KINDS))
+    if kind not in ALL_KINDS:
+        raise LuthierError(unknown("kind", kind, ALL_KINDS))
     _check_name(kind, name)
     target = folder.expanduser() / f"{CORE}-{name.replace('_', '-')}"
     if target.exists():
         raise ConfigError(f"{target} exists already; choose another name or --folder")
-    words = _words(KINDS[kind], name)
+    words = _words(ALL_KINDS[kind], name)
     package = words["package"]
     try:
         with written_whole(target) as fresh:
@@ -86,13 +91,23 @@ def _words(kind: Kind, name: str) -> dict[str, str]:
         "Class": camel,
         "kind": kind.name,
         "kind_words": kind.name.replace("_", " "),
-        "Suite": f"{kind.base.partition(':')[2]}Suite",
+        "Suite": f"{kind.base}Suite",
         "package": f"{CORE}_{name}",
         "distribution": f"{CORE}-{name.replace('_', '-')}",
         "dependencies": ", ".join(f'"{need}"' for need in needs),
-        "choice": f"{kind.group}=[{name}]" if kind.many else f"{kind.group}={name}",
-        "option_prefix": kind.package(name),
+        "use": _use(kind, name),
     }
+
+
+def _use(kind: Kind, name: str) -> str:
+    """Return the sentence that says how what is written is used."""
+    if kind is COMMAND:
+        return (
+            f"`luthier {name} --help` then shows its options, and `luthier.{name}(config)` runs it in Python."
+        )
+    choice = f"{kind.group}=[{name}]" if kind.many else f"{kind.group}={name}"
+    option = f"{kind.package(name)}.OPTION=VALUE"
+    return f"`{choice}` then selects it on the command line, and `{option}` sets an option."
 
 
 def _filled(template: str, words: dict[str, str]) -> str:

@@ -1,11 +1,13 @@
 """The command `preview` and its options."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from omegaconf import DictConfig
 
-from luthier.commands import TrainConfig, check_positive, check_training
-from luthier.contracts import Command, option
+from luthier import Command, Register, hookimpl, option
+from luthier.commands import TRAIN_DEFAULTS, TrainConfig
 
 
 @dataclass
@@ -22,15 +24,33 @@ class PreviewConfig(TrainConfig):
     html: str | None = option("preview.html", "The page to write; null: none.")
 
 
-def _check(config: DictConfig) -> None:
-    check_positive(config, "examples")
-    check_training(config)
+@dataclass(frozen=True)
+class Preview(Command):
+    """Show what a training command would train on: see `PreviewConfig`."""
+
+    summary: ClassVar[str] = "the first examples as the model will see them, what is trained marked"
+    examples: ClassVar[Sequence[str]] = ("preview model.path=FOLDER data=jsonl data.path=rows.jsonl",)
+    options: ClassVar[type[Any]] = PreviewConfig
+    defaults: ClassVar[Mapping[str, Any]] = TRAIN_DEFAULTS
+    multirun: ClassVar[str | None] = "shows what one config trains on"
+    loads_weights: ClassVar[bool] = False
+    run_folder: ClassVar[bool] = False
+
+    def check(self, config: DictConfig) -> None:
+        """See `Command.check`."""
+        from luthier.commands import check_positive, check_training
+
+        check_positive(config, "examples")
+        check_training(config)
+
+    def run(self, config: Any) -> Any:
+        """Show, and return a `PreviewResult`."""
+        from luthier_plugins.commands.preview.previewing import preview
+
+        return preview(config)
 
 
-COMMAND = Command(
-    "luthier_plugins.commands.preview.previewing:preview",
-    PreviewConfig,
-    multirun="shows what one config trains on",
-    loads_weights=False,
-    check=_check,
-)
+@hookimpl
+def register_commands(register: Register) -> None:
+    """Register `preview`."""
+    register("preview", Preview)

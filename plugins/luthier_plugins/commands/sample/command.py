@@ -1,13 +1,13 @@
 """The command `sample` and its options."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from omegaconf import MISSING, DictConfig
 
-from luthier.commands import check_positive
+from luthier import Command, Register, hookimpl, option
 from luthier.config import ModelConfig, PluginsConfig
-from luthier.contracts import Command, option
 
 
 @dataclass
@@ -47,10 +47,41 @@ class SampleConfig:
     seed: int = option(0, "Seed of sampling.")
 
 
-def _check(config: DictConfig) -> None:
-    check_positive(config, "batch_size", "pack_tokens")
+@dataclass(frozen=True)
+class Sample(Command):
+    """Sample answers to prompts: see `SampleConfig`."""
+
+    summary: ClassVar[str] = "answers to prompts, scored: as candidates, preference pairs or rows to train on"
+    examples: ClassVar[Sequence[str]] = (
+        "sample RUN prompt='What is 7 + 12?' n=4",
+        "sample RUN data=jsonl data.path=prompts.jsonl reward_model=[length] write=pairs out=pairs.jsonl",
+    )
+    options: ClassVar[type[Any]] = SampleConfig
+    defaults: ClassVar[Mapping[str, Any]] = {
+        "model": None,
+        "quantiser": None,
+        "data": None,
+        "row_filter": [],
+        "reward_model": [],
+        "selector": "best_of_n",
+    }
+    positionals: ClassVar[tuple[str, ...]] = ("model.path",)
+    multirun: ClassVar[str | None] = "writes one file"
+
+    def check(self, config: DictConfig) -> None:
+        """See `Command.check`."""
+        from luthier.commands import check_positive
+
+        check_positive(config, "batch_size", "pack_tokens")
+
+    def run(self, config: Any) -> Any:
+        """Sample, and return a `SampleResult`."""
+        from luthier_plugins.commands.sample.sampling import sample
+
+        return sample(config)
 
 
-COMMAND = Command(
-    "luthier_plugins.commands.sample.sampling:sample", SampleConfig, multirun="writes one file", check=_check
-)
+@hookimpl
+def register_commands(register: Register) -> None:
+    """Register `sample`."""
+    register("sample", Sample)

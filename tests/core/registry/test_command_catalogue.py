@@ -1,0 +1,123 @@
+"""Commands of third parties: found, refused where they cannot be, and never the end of the others."""
+
+import pytest
+
+from luthier.commands.cli import dispatch
+from luthier.errors import ConfigError, PluginError
+from luthier.registry import command, command_names, commands
+from luthier.registry.discovery import plugins
+from luthier.registry.method_catalogue import Catalogue
+
+SOURCE = """
+    from dataclasses import dataclass
+    from typing import Any, ClassVar
+    from luthier import Command, hookimpl, option
+
+    @dataclass
+    class Options:
+        '''Say it.'''
+        text: str = option("nothing", "What is said.")
+        times: int = option(1, "How often.")
+
+    @dataclass(frozen=True)
+    class Say(Command):
+        '''Say something.'''
+        summary: ClassVar[str] = "what is said, on the screen"
+        options: ClassVar[type[Any]] = Options
+        positionals: ClassVar[tuple[str, ...]] = ("text", "times")
+
+        def run(self, config):
+            print(" ".join([config.text] * config.times))
+            return config.text
+
+    @hookimpl
+    def register_commands(register):
+        register("NAME", Say)
+"""
+
+
+@pytest.fixture
+def say(strangers):
+    """A stranger's command, known to this process for the test."""
+    strangers.install(
+        "luthier-say", {"command.say": "say_plugin"}, {"say_plugin.py": SOURCE.replace("NAME", "say")}
+    )
+    with strangers.in_catalogue():
+        yield
+
+
+def test_a_strangers_command_is_listed_with_its_package_and_runs(say, tmp_path, monkeypatch, capsys):
+    import luthier
+
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert "say" in command_names()
+    assert dispatch(["--help"]) == 0
+    assert "say        what is said, on the screen (luthier-say 0.2)" in capsys.readouterr().out
+    assert dispatch(["say", "it's [here]", "2"]) == 0
+    assert capsys.readouterr().out == "it's [here] it's [here]\n"
+    assert dispatch(["say", "times=2"]) == 0
+    assert capsys.readouterr().out == "nothing nothing\n"
+    assert luthier.say(luthier.compose("say", ["text=here"])) == "here"
+    assert not list((tmp_path / "here").iterdir()), "it has no run folder"
+
+
+def test_a_word_too_many_is_one_line_with_the_way_out(say):
+    with pytest.raises(ConfigError, match=r"'c' is a word too many: luthier say takes TEXT TIMES; .*c=VALUE"):
+        dispatch(["say", "a", "2", "c"])
+    with pytest.raises(ConfigError, match="unknown option 'txt': did you mean 'text'"):
+        dispatch(["say", "txt=1"])
+
+
+@pytest.mark.parametrize("name", ["policy", "compose", "train", "text"])
+def test_a_name_that_luthier_has_is_refused(strangers, name):
+    strangers.install(
+        "odd", {f"command.{name}": "odd_plugin"}, {"odd_plugin.py": SOURCE.replace("NAME", name)}
+    )
+    found = Catalogue([plugin for plugin in plugins() if plugin.distribution == "odd"])
+    assert f"command '{name}' would hide luthier.{name}" in found.broken[f"command.{name}"]
+
+
+def test_two_packages_with_one_command_are_both_named(strangers):
+    for package in ("one", "two"):
+        source = {f"{package}_plugin.py": SOURCE.replace("NAME", "twin")}
+        strangers.install(package, {"command.twin": f"{package}_plugin"}, source)
+    with (
+        strangers.in_catalogue(),
+        pytest.raises(PluginError, match=r"registered twice: by one 0.2 .* two 0.2"),
+    ):
+        command("twin")
+
+
+@pytest.mark.parametrize("ending", ["raise RuntimeError('no')", "raise SystemExit(3)"])
+def test_one_that_ends_while_it_is_imported_leaves_the_others(strangers, capsys, ending):
+    strangers.install("bad", {"command.bad": "bad_plugin"}, {"bad_plugin.py": ending})
+    with strangers.in_catalogue():
+        assert "train" in command_names()
+        assert dispatch(["--help"]) == 0
+        assert "bad        cannot be used: bad 0.2 " in capsys.readouterr().out
+        with pytest.raises(PluginError, match=r"command 'bad' cannot be used: bad 0\.2"):
+            dispatch(["bad"])
+
+
+def test_a_command_stands_alone_in_its_entry_point(strangers):
+    strangers.install(
+        "odd", {"optimiser.odd": "odd_plugin"}, {"odd_plugin.py": SOURCE.replace("NAME", "odd")}
+    )
+    found = Catalogue([plugin for plugin in plugins() if plugin.distribution == "odd"])
+    assert "an entry point 'command.odd' registers a command" in found.broken["optimiser.odd"]
+
+
+def test_the_commands_are_those_that_their_entry_points_announce():
+    announced = {p.method for p in plugins() if p.kind == "command"}
+    assert {known.name for known in commands().all()} == announced
+    assert commands().broken == {}
+
+
+def test_what_is_broken_is_named_when_the_catalogue_loads(strangers, caplog):
+    from luthier.registry import catalogue
+
+    strangers.install("bad", {"optimiser.bad": "bad_plugin"}, {"bad_plugin.py": "1 / 0"})
+    with strangers.in_catalogue():
+        catalogue()
+    assert "optimiser.bad is left out: bad 0.2 ZeroDivisionError: division by zero" in caplog.text
