@@ -126,7 +126,7 @@ def composed(strangers):
     def run(*overrides: str) -> str:
         environment = {"PYTHONPATH": str(strangers.folder), "PATH": ""}
         out, err = Command(overrides, env=environment, module="composed_alone").communicate()
-        assert not err
+        assert not err or err.startswith("optimiser.bad is left out: bad 0.2 ZeroDivisionError"), err
         return out.strip()
 
     return run
