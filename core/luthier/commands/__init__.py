@@ -1,4 +1,4 @@
-"""The commands `train` and `evaluate`, and the shell around all commands: parsing, launching, help."""
+"""The commands `train` and `evaluate`, and the shell around all commands: parsing and launching."""
 
 from typing import TYPE_CHECKING
 

@@ -14,21 +14,9 @@ from typing import Any
 
 from luthier.commands.positionals import named
 from luthier.errors import LuthierError
-from luthier.registry import CORE, command, commands
+from luthier.registry import command
 
-USAGE = """\
-Luthier fine-tunes and aligns language models; every method and every command is a plugin.
-
-usage: luthier COMMAND [options]
-
-{commands}
-
-  luthier COMMAND --help        its groups and options, each with its default, and examples
-  luthier train recipe=quickstart
-  luthier plugins new optimiser NAME                  a package with a method or a command of your own
-
-Environment: LUTHIER_PLUGINS (third-party distributions to load; empty: none), LUTHIER_BLOCKED (ones to
-leave out), LUTHIER_CACHE (converted models), LUTHIER_TRACEBACK=1 (whole tracebacks)."""
+HELP = ("-h", "--help")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -53,25 +41,19 @@ def report(action: Callable[[], int]) -> int:
 
 def dispatch(arguments: list[str]) -> int:
     """Run the command that `arguments` begin with and return the exit status."""
-    name, *rest = arguments or ["--help"]
-    if name in ("-h", "--help", "help"):
-        print(USAGE.format(commands="\n".join(_summaries())))
-        return 0
+    name, *words = arguments or ["help"]
     if name == "--version":
         from importlib.metadata import version
 
         print(f"luthier {version('luthier')}")
         return 0
-    return _run(name, rest)
+    asks = [word for word in (name, *words) if word not in HELP]
+    return _run("help", asks) if asks != [name, *words] and _composed(name) else _run(name, words)
 
 
-def _summaries() -> Iterator[str]:
-    """Yield a line for every command; third parties' with their package, broken ones with what is wrong."""
-    for known in sorted(commands().all(), key=lambda known: known.plugin.distribution != CORE):
-        by = f"({known.plugin.provider})" if known.plugin.distribution != CORE else ""
-        yield f"  {known.name:10} {known.cls.summary} {by}".rstrip()
-    for name, reason in commands().broken.items():
-        yield f"  {name.partition('.')[2]:10} cannot be used: {reason}"
+def _composed(name: str) -> bool:
+    """Whether `name` is no command with a help of its own."""
+    return name in HELP or command(name).composed
 
 
 def _run(name: str, words: list[str]) -> int:
@@ -83,7 +65,6 @@ def _run(name: str, words: list[str]) -> int:
         chosen = command(name)
         if chosen.composed:
             from luthier import config
-            from luthier.commands.help import show_usage
             from luthier.commands.launch import launch
 
             config.prepare()
@@ -91,8 +72,6 @@ def _run(name: str, words: list[str]) -> int:
     gc.enable()
     if not chosen.composed:
         return int(chosen.run(words) or 0)
-    if "-h" in words or "--help" in words:
-        return show_usage(name, [word for word in words if word not in ("-h", "--help")])
     if {"-m", "--multirun"} & set(words) and (reason := chosen.multirun):
         raise LuthierError(f"{name} {reason}; leave out -m and give one value each")
     return launch(name, named(name, chosen, words))

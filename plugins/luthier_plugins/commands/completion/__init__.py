@@ -1,0 +1,1 @@
+"""The command `completion`: what a shell completes of luthier's command lines."""

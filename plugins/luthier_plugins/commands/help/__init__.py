@@ -1,0 +1,1 @@
+"""The command `help`: what there is to run, and with which options."""
