@@ -6,6 +6,7 @@ those below, every command that takes a config is a function here: ``luthier.mer
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from luthier.faces import attach
@@ -76,7 +77,8 @@ _load, __dir__, __all__ = attach(__name__)
 
 
 def __getattr__(name: str) -> Any:
-    if name in __all__ or name.startswith("_"):
+    # A room is imported as a module, which asks here first.
+    if name in __all__ or name.startswith("_") or find_spec(f"{__name__}.{name}"):
         return _load(name)
     from luthier.registry import command, command_names
 

@@ -4,9 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from omegaconf import DictConfig
-
-from luthier import Command, ConfigError, Register, build_method, hookimpl, option
+from luthier import Command, ConfigError, Register, hookimpl, option
 
 
 @dataclass
@@ -27,7 +25,7 @@ class Tokens(Command):
     defaults: ClassVar[Mapping[str, Any]] = {"data": "???"}
     positionals: ClassVar[tuple[Any, ...]] = ("tokenizers", ...)
 
-    def check(self, config: DictConfig) -> None:
+    def check(self, config: Any) -> None:
         """See `Command.check`."""
         if not config.tokenizers:
             raise ConfigError("tokenizers: expected at least one, e.g. luthier tokens FOLDER data=…")
@@ -35,6 +33,8 @@ class Tokens(Command):
     def run(self, config: Any) -> dict[str, int]:
         """Print and return how many tokens all rows have, by tokenizer."""
         from transformers import AutoTokenizer
+
+        from luthier import build_method
 
         rows = [row.fields for row in build_method("data_source", config.data).rows()]
         texts, counts = list(_texts(rows)), {}

@@ -38,11 +38,8 @@ def continued_adapter(adapter: Adapter, name: str, loaded: LoadedModel) -> Adapt
         if option != "targets" and asked not in (made, field.default):
             log.warning(
                 "adapter.%s=%s is not used: the adapter in %s was made with %s",
-                option,
-                asked,
-                _run_of(folder),
-                made,
-            )
+                option, asked, _run_of(folder), made,
+            )  # fmt: skip
     return there
 
 

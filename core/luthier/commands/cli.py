@@ -12,9 +12,9 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from luthier import registry
 from luthier.commands.positionals import named
 from luthier.errors import LuthierError
-from luthier.registry import command
 
 HELP = ("-h", "--help")
 
@@ -53,7 +53,7 @@ def dispatch(arguments: list[str]) -> int:
 
 def _composed(name: str) -> bool:
     """Whether `name` is no command with a help of its own."""
-    return name in HELP or command(name).composed
+    return name in HELP or registry.command(name).composed
 
 
 def _run(name: str, words: list[str]) -> int:
@@ -62,7 +62,7 @@ def _run(name: str, words: list[str]) -> int:
     # garbage, and looking for some would take another one.
     gc.disable()
     with _interrupted_afterwards():
-        chosen = command(name)
+        chosen = registry.command(name)
         if chosen.composed:
             from luthier import config
             from luthier.commands.launch import launch
@@ -114,7 +114,7 @@ def run_job(verb: str, plain: dict[str, Any]) -> None:
     def job() -> int:
         composed = OmegaConf.create(plain)
         config.validate(verb, composed)
-        command(verb).run(composed)
+        registry.command(verb).run(composed)
         return 0
 
     sys.exit(report(job))

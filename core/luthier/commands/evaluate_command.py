@@ -4,8 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from omegaconf import DictConfig
-
 from luthier import Register, hookimpl
 from luthier.commands.options import EvaluateConfig
 from luthier.contracts import Command
@@ -19,16 +17,12 @@ class Evaluate(Command):
     examples: ClassVar[Sequence[str]] = ("evaluate RUN data=jsonl data.path=held_out.jsonl",)
     options: ClassVar[type[Any]] = EvaluateConfig
     defaults: ClassVar[Mapping[str, Any]] = {
-        "model": None,
-        "quantiser": None,
-        "objective": "sft",
-        "data": "???",
-        "row_filter": [],
+        "model": None, "quantiser": None, "objective": "sft", "data": "???", "row_filter": [],
         "tracker": ["progress"],
-    }
+    }  # fmt: skip
     positionals: ClassVar[tuple[str, ...]] = ("model.path",)
 
-    def check(self, config: DictConfig) -> None:
+    def check(self, config: Any) -> None:
         """See `Command.check`."""
         from luthier.commands.checks import check_evaluating
 

@@ -43,10 +43,7 @@ def launch(verb: str, overrides: list[str]) -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     jobs = _Jobs(verb)
     entry = hydra.main(version_base=config.VERSION_BASE, config_path=config.CONFIG_PATH, config_name=verb)
-    # Hydra's parser takes no flag between overrides.
-    flags = [override for override in overrides if override in ("-m", "--multirun")]
-    rest = config.opened([override for override in overrides if override not in flags])
-    before, sys.argv = sys.argv, [f"luthier {verb}", *flags, *rest]
+    before, sys.argv = sys.argv, [f"luthier {verb}", *config.opened(overrides)]
     try:
         with _in_one_line():
             entry(jobs)()
@@ -76,13 +73,14 @@ def _beside_hydra(overrides: list[str]) -> bool:
     """Whether there is a run folder already, which Hydra would make: the main process's, or a resumed run's.
 
     Raises:
-        LuthierError: A multirun of such runs.
+        LuthierError: A multirun of such runs, or another flag of Hydra's.
     """
     resumed = resumed_run(overrides)
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    if (resumed or several) and {"-m", "--multirun"} & set(overrides):
+    if (resumed or several) and (flags := [word for word in overrides if word.startswith("-")]):
         what = "resume=FOLDER" if resumed else "accelerate launch"
-        raise LuthierError(f"-m starts new runs one after the other and cannot be combined with {what}")
+        why = "starts new runs one after the other and " if flags[0] in ("-m", "--multirun") else ""
+        raise LuthierError(f"{flags[0]} {why}cannot be combined with {what}")
     return bool(resumed) or int(os.environ.get("RANK", "0")) > 0
 
 

@@ -3,8 +3,6 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from omegaconf import MISSING
-
 from luthier.config import (
     CheckpointConfig,
     EvaluationConfig,
@@ -32,10 +30,10 @@ class TrainConfig:
 
     model: ModelConfig = field(default_factory=ModelConfig)
     quantiser: Any = None
-    adapter: Any = MISSING
-    optimiser: Any = MISSING
-    objective: Any = MISSING
-    data: Any = MISSING
+    adapter: Any = "???"
+    optimiser: Any = "???"
+    objective: Any = "???"
+    data: Any = "???"
     eval_data: Any = None
     row_filters: dict[str, Any] = field(default_factory=dict)
     reward_models: dict[str, Any] = field(default_factory=dict)
@@ -82,8 +80,8 @@ class EvaluateConfig:
 
     model: ModelConfig = field(default_factory=ModelConfig)
     quantiser: Any = None
-    objective: Any = MISSING
-    data: Any = MISSING
+    objective: Any = "???"
+    data: Any = "???"
     row_filters: dict[str, Any] = field(default_factory=dict)
     trackers: dict[str, Any] = field(default_factory=dict)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)

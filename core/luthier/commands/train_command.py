@@ -4,8 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from omegaconf import DictConfig
-
 from luthier import Register, hookimpl
 from luthier.commands.options import TRAIN_DEFAULTS, TrainConfig
 from luthier.contracts import Command
@@ -25,13 +23,13 @@ class Train(Command):
     options: ClassVar[type[Any]] = TrainConfig
     defaults: ClassVar[Mapping[str, Any]] = TRAIN_DEFAULTS
 
-    def check(self, config: DictConfig) -> None:
+    def check(self, config: Any) -> None:
         """See `Command.check`."""
         from luthier.commands.checks import check_training
 
         check_training(config)
 
-    def resumed(self, overrides: Sequence[str]) -> DictConfig | None:
+    def resumed(self, overrides: Sequence[str]) -> Any:
         """See `Command.resumed`."""
         from luthier.runs import resumed_config
 

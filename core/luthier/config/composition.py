@@ -110,12 +110,8 @@ def opened(overrides: list[str]) -> list[str]:
         if field.default_factory is not dataclasses.MISSING and isinstance(field.default_factory(), dict)
     ]
     tables += ["model.shape", "auxiliary", "stages", "tasks"]
-    return [f"++{override}" if _starts(override, tables) else override for override in overrides]
-
-
-def _starts(override: str, keys: list[str]) -> bool:
-    name = override.partition("=")[0]
-    return any(name == key or name.startswith(f"{key}.") for key in keys)
+    keys = {override: f"{override.partition('=')[0]}." for override in overrides}
+    return [f"++{o}" if any(keys[o].startswith(f"{key}.") for key in tables) else o for o in overrides]
 
 
 def known_keys(verb: str) -> list[str]:

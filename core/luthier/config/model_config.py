@@ -3,8 +3,6 @@
 from dataclasses import dataclass
 from typing import Any
 
-from omegaconf import MISSING
-
 from luthier.contracts import option
 
 
@@ -13,7 +11,7 @@ class ModelPlace:
     """Which model, and where it goes."""
 
     path: str | None = option(
-        MISSING, "Transformers folder, hub name, .gguf file, run folder, PEFT folder; null with gguf_package."
+        "???", "Transformers folder, hub name, .gguf file, run folder, PEFT folder; null with gguf_package."
     )
     gguf_package: str | None = option(None, "An installed Python package that carries one GGUF file.")
     adapter: str | None = option(None, "A PEFT folder or run folder whose adapter is loaded on the model.")

@@ -68,7 +68,5 @@ def evaluator_of(
     if held_out is None:
         return None
     values: Any = OmegaConf.to_container(config.evaluation)
-    settings = EvaluationConfig(**values)
-    codec = Codec(loaded.tokenizer)
-    source, rows = held_out
-    return Evaluator(policy, objective, codec, source, rows, settings, config.pack_tokens, processes, batches)
+    measured = policy, objective, Codec(loaded.tokenizer), *held_out, EvaluationConfig(**values)
+    return Evaluator(*measured, config.pack_tokens, processes, batches)

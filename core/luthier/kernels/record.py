@@ -28,8 +28,7 @@ _PLAIN = KernelRecord()
 
 def record_of(module: nn.Module) -> KernelRecord:
     """Return the record of `module`."""
-    record: KernelRecord = vars(module).get(_ATTRIBUTE, _PLAIN)
-    return record
+    return vars(module).get(_ATTRIBUTE, _PLAIN)  # type: ignore[no-any-return]
 
 
 def note(module: nn.Module, **changes: bool) -> None:

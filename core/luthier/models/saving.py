@@ -111,5 +111,4 @@ def _logits(model: PreTrainedModel, weights: dict[str, torch.Tensor], attention:
     finally:
         model.train(training)
         model.set_attn_implementation(own)
-    logits: torch.Tensor = output.logits
-    return logits
+    return output.logits  # type: ignore[no-any-return]

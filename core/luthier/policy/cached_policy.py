@@ -21,8 +21,8 @@ class CachedPolicy:
         self._policy, self._pack, self._places = policy, pack, places
         self._known: list[tuple[Pack, Logprobs]] = []
         firsts = pack.only(0).trees
-        device = pack.input_ids.device
-        self.first = Pack.of([firsts[place] for place in places], device) if places else None
+        taught = [firsts[place] for place in places]
+        self.first = Pack.of(taught, pack.input_ids.device) if taught else None
 
     def logprobs(self, pack: Pack) -> Logprobs:
         """Return what the policy gives, or gave, for the pack."""

@@ -40,8 +40,7 @@ def token_logprobs(
     Returns:
         (N,) float32 (float64 for float64), differentiable in `hidden`, `weight` and `bias`.
     """
-    if chunk is None:
-        chunk = logits_rows(len(weight), hidden.device.type)
+    chunk = chunk or logits_rows(len(weight), hidden.device.type)
     terms = _Terms(softcap, scale, chunk, unit=torch.is_grad_enabled() and hidden.requires_grad)
     values: torch.Tensor = _TokenLogprobs.apply(hidden, weight, bias, targets, terms)  # type: ignore[no-untyped-call]
     return values

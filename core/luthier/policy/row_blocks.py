@@ -23,8 +23,7 @@ def first_blocks_for(device: str) -> Iterator[None]:
 
 def logits_rows(vocabulary: int, device: str) -> int:
     """Return how many rows of `vocabulary` fp32 logits are computed together on a device of that type."""
-    size = LOGITS_BYTES.get(_simulated.get() or device, LOGITS_BYTES["cuda"])
-    return max(1, size // (4 * vocabulary))
+    return max(1, LOGITS_BYTES.get(_simulated.get() or device, LOGITS_BYTES["cuda"]) // (4 * vocabulary))
 
 
 def blocks_of(count: int, step: int) -> list[slice]:

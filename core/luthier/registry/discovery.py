@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points, version
 
-from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
 GROUP = "luthier"
@@ -85,6 +84,8 @@ def unmet_core_requirement(requires: tuple[str, ...]) -> str | None:
 
     pip checks it at installation; an editable or ``--no-deps`` installation can still break it.
     """
+    from packaging.requirements import InvalidRequirement, Requirement
+
     running = version(CORE)
     for text in requires:
         try:

@@ -18,7 +18,6 @@ import pluggy
 from luthier.contracts import ALL_KINDS, COMMAND, NAME, PROJECT, SPECIFICATIONS, Kind
 from luthier.errors import PluginError, unknown
 from luthier.registry.discovery import CORE, Plugin, plugins, unmet_core_requirement
-from luthier.registry.schema import check as check_options
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,7 @@ class Catalogue:
 
     def _load(self, plugin: Plugin) -> None:
         try:
-            reason = unmet_core_requirement(plugin.requires)
+            reason = unmet_core_requirement(plugin.requires) if plugin.distribution != CORE else None
             if reason is None:
                 self._register(plugin, plugin.entry.load())
         # A plugin is a stranger's code: whatever its import raises must not stop the others.
@@ -146,7 +145,8 @@ def _collect(into: list[Registered], plugin: Plugin, kind: Kind, name: str, cls:
         raise PluginError(f"{kind.name} '{name}' must be a frozen dataclass: {cls.__qualname__}")
     if missing := sorted(getattr(cls, "__abstractmethods__", ())):
         raise PluginError(f"{kind.name} '{name}' leaves {', '.join(missing)} undefined: {cls.__qualname__}")
-    check_options(kind.name, name, cls)
+    if kind is not COMMAND:  # whose options are those of another class: help does without OmegaConf
+        importlib.import_module("luthier.registry.schema").check(kind.name, name, cls)
     into.append(Registered(kind.name, name, cls, plugin))
 
 

@@ -100,8 +100,7 @@ def _free() -> Callable[[], float] | None:
 def anonymous_bytes() -> float:
     """Return the bytes of this process that no file stands behind; 0 where the system does not say."""
     try:
-        status = Path("/proc/self/status").read_text(encoding="utf-8")
+        _, resident, with_files, *_ = _STATM.read_text(encoding="utf-8").split()
     except OSError:
         return 0.0
-    sizes = [line.split()[1] for line in status.splitlines() if line.startswith("RssAnon:")]
-    return 1024.0 * int(sizes[0]) if sizes else 0.0
+    return float(int(resident) - int(with_files)) * resource.getpagesize()

@@ -62,11 +62,47 @@ def test_a_strangers_command_is_listed_with_its_package_and_runs(say, tmp_path, 
     assert not list((tmp_path / "here").iterdir()), "it has no run folder"
 
 
+@pytest.mark.parametrize("word", ["null", "1", "a\\b", "a\\'b", "a\\", "'", "a,b", "[x]", " x ", "a:/b", "ü"])
+def test_a_bare_word_is_text_as_it_was_typed(say, word, capsys):
+    assert dispatch(["say", word]) == 0
+    assert capsys.readouterr().out == f"{word}\n"
+
+
 def test_a_word_too_many_is_one_line_with_the_way_out(say):
     with pytest.raises(ConfigError, match=r"'c' is a word too many: luthier say takes TEXT TIMES; .*c=VALUE"):
         dispatch(["say", "a", "2", "c"])
     with pytest.raises(ConfigError, match="unknown option 'txt': did you mean 'text'"):
         dispatch(["say", "txt=1"])
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--nonsense"], "'--nonsense' is no flag, or lacks its value; known: -m, "),
+        (["--mutlirun"], "'--mutlirun' is no flag"),
+        (["a", "--cfg"], "'--cfg=' is no flag, or lacks its value"),
+        (["a", "--cfg=jbo"], "'--cfg=jbo' is no flag, or lacks its value; .* --cfg=job"),
+        (["a", "--config-dir="], "'--config-dir=' is no flag, or lacks its value"),
+        (["-1"], "'-1' is no flag"),
+        (["a", "text=b"], "text is given twice: by name, and by a word without ="),
+        (["a", "2", "times=3"], "times is given twice"),
+    ],
+)
+def test_flags_and_words_that_mean_nothing_are_one_line(say, words, told):
+    with pytest.raises(ConfigError, match=told) as error:
+        dispatch(["say", *words])
+    assert "\n" not in str(error.value)
+
+
+def test_the_value_of_a_flag_is_no_word_of_the_command(say, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    for words in (
+        ["here", "--cfg", "job", "times=2"],
+        ["--config-dir", "mine", "--cfg=job", "here", "times=2"],
+    ):
+        assert dispatch(["say", *words]) == 0
+        assert capsys.readouterr().out == "text: here\ntimes: 2\n"
 
 
 @pytest.mark.parametrize("name", ["policy", "compose", "train", "text"])

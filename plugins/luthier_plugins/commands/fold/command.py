@@ -4,8 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from omegaconf import MISSING
-
 from luthier import Command, Register, hookimpl, option
 from luthier.config import ModelPlace, PluginsConfig
 
@@ -33,7 +31,7 @@ class FoldConfig:
         "What the update is added to: original, the checkpoint's own weights; dequantised, those that "
         "`quantiser` makes of them, which training saw.",
     )
-    out: str = option(MISSING, "Folder to write the model to; a new or an empty one.")
+    out: str = option("???", "Folder to write the model to; a new or an empty one.")
     dtype: str = option("bfloat16", "What is written: float32, bfloat16 or float16.")
     plugins: PluginsConfig = field(default_factory=PluginsConfig)
 

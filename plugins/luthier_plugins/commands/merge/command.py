@@ -5,8 +5,6 @@ from dataclasses import dataclass, field
 from types import EllipsisType
 from typing import Any, ClassVar
 
-from omegaconf import MISSING, DictConfig
-
 from luthier import Command, Register, hookimpl, option
 from luthier.config import PluginsConfig, ScoringConfig
 
@@ -20,11 +18,11 @@ class MergeConfig:
     ``resume=auto``. Held-out tasks to score with: ``+data@tasks.NAME=SOURCE tasks.NAME.OPTION=…``.
     """
 
-    models: Any = option(MISSING, "'[FOLDER, FOLDER]', or with names 'models={one: FOLDER, two: FOLDER}'.")
+    models: Any = option("???", "'[FOLDER, FOLDER]', or with names 'models={one: FOLDER, two: FOLDER}'.")
     base: str | None = option(
         None, "The model they were tuned from, where the merger needs it; null: the adapters' own."
     )
-    merger: Any = MISSING
+    merger: Any = "???"
     result: str = option("model", "model, or with adapters as models: adapter.")
     rank: int | None = option(None, "Rank of the adapter; null: as high as makes it exact.")
     dtype: str = option("auto", "What is written: float32, bfloat16, float16; auto: the widest there is.")
@@ -70,7 +68,7 @@ class Merge(Command):
     defaults: ClassVar[Mapping[str, Any]] = {"merger": "???", "recipe": None}
     positionals: ClassVar[tuple[str | EllipsisType, ...]] = ("models", ...)
 
-    def check(self, config: DictConfig) -> None:
+    def check(self, config: Any) -> None:
         """See `Command.check`."""
         from luthier.commands import check_evaluation, check_positive
 

@@ -5,8 +5,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from omegaconf import DictConfig
-
 from luthier import Command, Register, hookimpl, option
 from luthier.commands import TRAIN_DEFAULTS, TrainConfig
 from luthier.errors import ConfigError
@@ -43,7 +41,7 @@ class Plan(Command):
     loads_weights: ClassVar[bool] = False
     run_folder: ClassVar[bool] = False
 
-    def check(self, config: DictConfig) -> None:
+    def check(self, config: Any) -> None:
         """See `Command.check`."""
         from luthier.commands import check_training
 

@@ -4,8 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from omegaconf import DictConfig
-
 from luthier import Command, Register, hookimpl, option
 from luthier.commands import TRAIN_DEFAULTS, TrainConfig
 
@@ -36,7 +34,7 @@ class Preview(Command):
     loads_weights: ClassVar[bool] = False
     run_folder: ClassVar[bool] = False
 
-    def check(self, config: DictConfig) -> None:
+    def check(self, config: Any) -> None:
         """See `Command.check`."""
         from luthier.commands import check_positive, check_training
 

@@ -4,8 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from omegaconf import MISSING, DictConfig
-
 from luthier import Command, Register, hookimpl, option
 from luthier.config import ModelConfig, PluginsConfig
 
@@ -25,7 +23,7 @@ class SampleConfig:
     data: Any = None
     row_filters: dict[str, Any] = field(default_factory=dict)
     reward_models: dict[str, Any] = field(default_factory=dict)
-    selector: Any = MISSING
+    selector: Any = "???"
     plugins: PluginsConfig = field(default_factory=PluginsConfig)
     prompt: Any = option(None, "A prompt, or a list of them, instead of data; the answers are shown.")
     out: str | None = option(None, "File to write, JSON Lines; a new one.")
@@ -68,7 +66,7 @@ class Sample(Command):
     positionals: ClassVar[tuple[str, ...]] = ("model.path",)
     multirun: ClassVar[str | None] = "writes one file"
 
-    def check(self, config: DictConfig) -> None:
+    def check(self, config: Any) -> None:
         """See `Command.check`."""
         from luthier.commands import check_positive
 
