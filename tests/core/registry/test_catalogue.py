@@ -149,6 +149,21 @@ def test_help_and_plugins_do_not_import_torch(arguments):
     assert "luthier" in done.stdout.lower()
 
 
+@pytest.mark.parametrize(
+    ("code", "unwanted"),
+    [
+        ("from luthier.commands.cli import dispatch; dispatch(['--help'])", {"hydra", "omegaconf", "rich"}),
+        # What is imported before the command line listens to Ctrl-C; a room is no command to look for.
+        ("import luthier.commands.cli", {"pluggy", "omegaconf", "packaging"}),
+        ("from luthier import registry", {"pluggy", "omegaconf"}),
+    ],
+)
+def test_what_starts_first_imports_little(code, unwanted):
+    program = f"import sys; {code}; sys.exit(', '.join({unwanted!r} & sys.modules.keys()) or 0)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_public_names_are_listed_once_and_exist():
     import luthier
 

@@ -99,3 +99,21 @@ def test_a_tree_above_the_budget_is_alone():
 
 def test_nothing_is_cut_into_nothing():
     assert cut([], 10) == []
+
+
+def test_notes_are_split_over_the_branches_beside_those_they_have():
+    # Scored: 4 5 | 6 8 | 10.
+    first = Pack.of(TWO).noted({"value": torch.tensor([0.5, 1.5, 2.5, 3.5, 4.5])})
+    again = Pack.of(first).noted(
+        {"reward": torch.arange(5), "value": torch.tensor([9.0, 1.5, 2.5, 3.5, 4.5])}
+    )
+    assert [dict(branch.notes) for tree in again for branch in tree.branches] == [
+        {"value": (9.0, 1.5), "reward": (0.0, 1.0)},
+        {"value": (2.5, 3.5), "reward": (2.0, 3.0)},
+        {"value": (4.5,), "reward": (4.0,)},
+    ]
+    assert Pack.of(again).notes("reward").tolist() == [0, 1, 2, 3, 4]
+    kept = [dict(branch.notes)["value"] for tree in first for branch in tree.branches]
+    assert kept == [(0.5, 1.5), (2.5, 3.5), (4.5,)], "the trees before stay as they were"
+    only_new = Pack.of(first).noted({"reward": torch.arange(5)})
+    assert only_new[0].branches[0].notes == {"value": (0.5, 1.5), "reward": (0.0, 1.0)}
