@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib import resources
 from typing import TYPE_CHECKING
 
@@ -12,10 +12,10 @@ if TYPE_CHECKING:
     from importlib.resources.abc import Traversable
 
 
-def presets(group: str) -> list[str]:
-    """Return the names of every package's presets of `group`, the built-in ones included."""
+def presets(group: str, packages: Iterable[str] | None = None) -> list[str]:
+    """Return the names of the presets of `group`: the built-in ones, and those of `packages`; None: of all."""
     names = set()
-    for package in ("luthier_conf", *catalogue().config_packages):
+    for package in ("luthier_conf", *(catalogue().config_packages if packages is None else packages)):
         names |= set(_yaml_files(resources.files(package) / group, ""))
     return sorted(names)
 

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from importlib import resources
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from luthier.contracts import KINDS, Command
-from luthier.registry import command, command_names, plugins
-
-if TYPE_CHECKING:
-    from importlib.resources.abc import Traversable
+from luthier.registry import command, command_names, plugins, presets
 
 FLAGS = ("--help", "--multirun", "--cfg=job", "--config-dir=")
 
@@ -61,13 +57,6 @@ def _choices(of: Command, group: str) -> Iterator[str]:
     if kind:
         yield from (plugin.method for plugin in plugins() if plugin.kind == kind.name)
     if kind or group in of.defaults:
-        yield from _presets(resources.files("luthier_conf") / group, "")
+        yield from presets(group, ())  # those of plugins are known once torch is imported
     if any(field.name == group and field.type in (bool, "bool") for field in dataclasses.fields(of.options)):
         yield from ("true", "false")
-
-
-def _presets(folder: Traversable, prefix: str) -> Iterator[str]:
-    for file in folder.iterdir() if folder.is_dir() else ():
-        if file.name.endswith(".yaml"):
-            yield f"{prefix}{file.name.removesuffix('.yaml')}"
-        yield from _presets(file, f"{prefix}{file.name}/")
