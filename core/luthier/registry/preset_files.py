@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def presets(group: str, packages: Iterable[str] | None = None) -> list[str]:
-    """Return the names of the presets of `group`: the built-in ones, and those of `packages`; None: of all."""
+    """Return the names of the presets of `group`: the built-in, and those of `packages`; None: of all."""
     names = set()
     for package in ("luthier_conf", *(catalogue().config_packages if packages is None else packages)):
         names |= set(_yaml_files(resources.files(package) / group, ""))
