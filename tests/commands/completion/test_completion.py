@@ -1,4 +1,4 @@
-"""`completion`: candidates by hand, and TAB in a real bash."""
+"""`completion`: candidates by hand, and TAB in real shells."""
 
 import os
 import pty
@@ -43,44 +43,52 @@ def test_a_shell_that_is_none_is_one_line():
         dispatch(["completion", "tcsh"])
 
 
+SHELLS = {
+    "bash": (
+        ["bash", "--norc", "-i"],
+        'bind "set enable-bracketed-paste off"; eval "$(luthier completion bash)"',
+    ),
+    "zsh": (["zsh", "-f", "-i"], 'autoload -Uz compinit; compinit -u -D; eval "$(luthier completion zsh)"'),
+    "fish": (["fish", "--no-config", "-i"], "luthier completion fish | source"),
+}
+"""How each is started without its user's settings, and what is typed to load its script."""
+
+
+@pytest.mark.parametrize("shell", [pytest.param(name, id=name) for name in SHELLS])
 @pytest.mark.parametrize(
     ("typed", "shown"),
-    [
-        ("luthier prev", "preview "),
-        ("luthier train adapt", "adapter="),
-        ("luthier train adapter=lo", "adapter=lora "),
-    ],
+    [("luthier prev", "iew"), ("luthier train adapt", "er="), ("luthier train adapter=lo", "ra")],
 )
-@pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
-def test_tab_completes_in_bash(typed, shown, tmp_path):
+def test_tab_completes(shell, typed, shown, tmp_path):
     """In an interactive shell of its own: script loaded, line typed, TAB pressed."""
+    start, load = SHELLS[shell]
+    if shutil.which(shell) is None:
+        pytest.skip(f"there is no {shell}")
     program = tmp_path / "luthier"
     program.write_text(f'#!/bin/sh\nexec {sys.executable} -m luthier "$@"\n')
     program.chmod(0o755)
+    (tmp_path / "lo.jsonl").touch()  # which no candidate may be mixed up with
     child, terminal = pty.fork()
     if child == 0:
+        os.chdir(tmp_path)
         path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
-        os.execvpe(
-            "bash", ["bash", "--norc", "-i"], {**os.environ, "PATH": path, "TERM": "dumb", "PS1": "> "}
-        )
+        own = {"PATH": path, "TERM": "dumb", "PS1": "> ", "HOME": str(tmp_path)}
+        os.execvpe(start[0], start, {**os.environ, **own})
     try:
-        os.write(
-            terminal,
-            b'bind "set enable-bracketed-paste off"; eval "$(luthier completion bash)"; echo load""ed\n',
-        )
+        os.write(terminal, f'{load}; echo load""ed\n'.encode())
         assert "loaded" in _read(terminal, "loaded")
         os.write(terminal, f"{typed}\t".encode())
-        wanted = typed.rpartition(" ")[0] + " " + shown
-        assert wanted in _read(terminal, wanted)
+        assert shown in _read(terminal, shown, echo=typed)
     finally:
         os.kill(child, 9)
         os.waitpid(child, 0)
         os.close(terminal)
 
 
-def _read(terminal: int, wanted: str) -> str:
+def _read(terminal: int, wanted: str, echo: str = "\0") -> str:
+    """Read until `wanted` is shown, what was typed left out, for a minute at most."""
     text, patience = "", time.monotonic() + 60
-    while wanted not in text and time.monotonic() < patience:
+    while wanted not in text.replace(echo, "") and time.monotonic() < patience:
         if select.select([terminal], [], [], 1)[0]:
             text += os.read(terminal, 4096).decode(errors="replace")
-    return text
+    return text.replace(echo, "")

@@ -25,7 +25,11 @@ _luthier() {
 compdef _luthier luthier
 """
 FISH = """\
-complete -c luthier -a '(luthier completion candidates fish (commandline -cp))'
+function __luthier_knows
+    set -g __luthier_candidates (luthier completion candidates fish (commandline -cp) 2>/dev/null)
+    test -n "$__luthier_candidates"
+end
+complete -c luthier -n __luthier_knows -f -a '$__luthier_candidates'
 """
 SCRIPTS = {"bash": BASH, "zsh": ZSH, "fish": FISH}
 
