@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from luthier.contracts.row_filter import RowFilter as RowFilter
     from luthier.contracts.selector import Selector as Selector
     from luthier.contracts.tracker import Tracker as Tracker
+    from luthier.data.formats import laid_out as laid_out
     from luthier.errors import (
         ConfigError as ConfigError,
         DataError as DataError,

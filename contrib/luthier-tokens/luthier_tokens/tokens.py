@@ -34,9 +34,10 @@ class Tokens(Command):
         """Print and return how many tokens all rows have, by tokenizer."""
         from transformers import AutoTokenizer
 
-        from luthier import build_method
+        from luthier import build_method, laid_out
 
-        rows = [row.fields for row in build_method("data_source", config.data).rows()]
+        source = build_method("data_source", config.data)
+        rows = [laid_out(row, source, chat=False).fields for row in source.rows()]
         texts, counts = list(_texts(rows)), {}
         for name in config.tokenizers:
             tokenizer: Any = AutoTokenizer.from_pretrained(name)

@@ -72,7 +72,7 @@ def _run(name: str, words: list[str]) -> int:
     gc.enable()
     if not chosen.composed:
         return int(chosen.run(words) or 0)
-    if {"-m", "--multirun"} & set(words) and (reason := chosen.multirun):
+    if {"-m", "--multirun"} & set(words) and (reason := chosen.single):
         raise LuthierError(f"{name} {reason}; leave out -m and give one value each")
     return launch(name, named(name, chosen, words))
 

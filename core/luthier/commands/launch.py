@@ -36,7 +36,7 @@ def launch(verb: str, overrides: list[str]) -> int:
     """
     config.prepare()
     if _beside_hydra(overrides):
-        with _in_one_line():
+        with _in_one_line(verb):
             command(verb).run(config.compose(verb, overrides))
         return 0
     # Hydra would print its own, longer account of an error and exit with status 1.
@@ -45,10 +45,8 @@ def launch(verb: str, overrides: list[str]) -> int:
     entry = hydra.main(version_base=config.VERSION_BASE, config_path=config.CONFIG_PATH, config_name=verb)
     before, sys.argv = sys.argv, [f"luthier {verb}", *config.opened(overrides)]
     try:
-        with _in_one_line():
+        with _in_one_line(verb):
             entry(jobs)()
-    except (HydraException, OmegaConfBaseException) as error:
-        raise explain(error, config.known_keys(verb)) from error
     finally:
         sys.argv = before
     if jobs.error:
@@ -59,12 +57,12 @@ def launch(verb: str, overrides: list[str]) -> int:
 
 
 @contextlib.contextmanager
-def _in_one_line() -> Iterator[None]:
-    """Raise what the system says of a file that cannot be read or written as one line."""
+def _in_one_line(verb: str) -> Iterator[None]:
+    """Raise what Hydra says of a config, or the system of a file, as one line."""
     try:
         yield
-    except HydraException:
-        raise  # one of them, a choice that is not there, is an OSError too
+    except (HydraException, OmegaConfBaseException) as error:  # a choice that is not there is an OSError too
+        raise explain(error, config.known_keys(verb)) from error
     except OSError as error:
         raise LuthierError(f"{error.filename or 'a file'}: {error.strerror or error}") from error
 
@@ -116,9 +114,9 @@ class _Jobs:
         """Run the only job in this process; Hydra would print its own lines about an error, so it is kept."""
         try:
             config.validate(self.verb, composed)
-            if "run_dir" in composed:
+            if command(self.verb).single is None:
                 composed.run_dir = str(folder)
-            with _in_one_line():
+            with _in_one_line(self.verb):
                 command(self.verb).run(composed)
         except LuthierError as error:
             self.error = error

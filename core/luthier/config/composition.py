@@ -60,7 +60,7 @@ def prepare() -> Catalogue:
 def _defaults(name: str, of: Command) -> Iterator[Any]:
     """Yield the defaults list of the primary config of a command."""
     yield f"{name}_schema"
-    yield "run_folder" if of.run_folder and hasattr(of.options, "run_dir") else "no_run_folder"
+    yield "no_run_folder" if of.single else "run_folder"
     yield from ({group: choice} for group, choice in of.defaults.items())
     yield "_self_"
     yield from ({f"override hydra/{part}_logging": "none"} for part in ("hydra", "job"))
@@ -83,15 +83,12 @@ def compose(verb: str, overrides: list[str] | None = None) -> DictConfig:
         if (resumed := command(verb).resumed(overrides)) is not None:
             validate(verb, resumed)
             return resumed
-    except (HydraException, OmegaConfBaseException) as error:
-        raise explain(error, known_keys(verb)) from error
-    GlobalHydra.instance().clear()
-    with hydra.initialize_config_module("luthier_conf", version_base=VERSION_BASE):
-        try:
+        GlobalHydra.instance().clear()
+        with hydra.initialize_config_module("luthier_conf", version_base=VERSION_BASE):
             config = hydra.compose(verb, overrides=opened(overrides))
             validate(verb, config)
-        except (HydraException, OmegaConfBaseException) as error:
-            raise explain(error, known_keys(verb)) from error
+    except (HydraException, OmegaConfBaseException) as error:
+        raise explain(error, known_keys(verb)) from error
     return config
 
 

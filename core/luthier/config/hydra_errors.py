@@ -20,6 +20,7 @@ UNLOADABLE = re.compile(r"Could not load '([^']+)/([^'/]+)'")
 AMBIGUOUS = re.compile(r"Ambiguous value for argument '([^']+)'")
 TWICE = re.compile(r"Multiple values for (\S+)\.")
 FORM = "expected OPTION=VALUE; a VALUE with = or brackets inside needs quotes of its own: 'OPTION=\"a=b\"'"
+MISSING = re.compile(r"Missing mandatory value: (\S+)")
 MANDATORY = re.compile(r"You must specify '([^']+)'")
 
 
@@ -70,6 +71,8 @@ def explain(error: Exception, known: Sequence[str]) -> LuthierError:
     if match := WRONG_TYPE.search(text):
         cause = _first_line(error.__cause__ or error)
         return ConfigError(f"{match[1]}: {cause}")
+    if match := MISSING.search(text):
+        return ConfigError(f"{match[1]} must be set: {match[1]}=VALUE")
     if match := FULL_KEY.search(text):
         return ConfigError(f"{match[1]}: {_first_line(error)}")
     return ConfigError(_first_line(error))

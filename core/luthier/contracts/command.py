@@ -30,8 +30,8 @@ class Command(Method):
         positionals: The options that bare words fill, in order; the last one before ``...`` takes all others.
         subcommands: Name → summary, of a command that takes plain arguments.
         composed: Whether Hydra composes a config for it; else `run` is given the words of the command line.
-        run_folder: Whether it writes to the folder that its option ``run_dir`` names, if it has that.
-        multirun: Why no multirun is made of it; None: one is.
+        multirun: Why no multirun is made of it, e.g. ``"writes one file"``; then no run folder either. None:
+            one is, if there is an option ``run_dir``, which names the run folder.
         loads_weights: Whether the methods it is given must run on this machine.
     """
 
@@ -42,9 +42,13 @@ class Command(Method):
     positionals: ClassVar[tuple[str | EllipsisType, ...]] = ()
     subcommands: ClassVar[Mapping[str, str]] = {}
     composed: ClassVar[bool] = True
-    run_folder: ClassVar[bool] = True
     multirun: ClassVar[str | None] = None
     loads_weights: ClassVar[bool] = True
+
+    @property
+    def single(self) -> str | None:
+        """Why there are no folders of runs, and so no multirun; None: there are."""
+        return self.multirun or (None if hasattr(self.options, "run_dir") else "writes no run folder")
 
     def check(self, config: DictConfig) -> None:
         """Refuse values of the options.

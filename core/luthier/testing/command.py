@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 
 from omegaconf import OmegaConf
 
-from luthier.contracts import KINDS, Command
+from luthier.contracts import KINDS, Command, options_of
+from luthier.registry import catalogue
 from luthier.testing.suite import Suite
 
 WIDEST = 100
@@ -57,8 +58,13 @@ class CommandSuite(Suite):
         places = self.method.positionals
         assert ... not in places[:-1], "only the last one may take many words"
         plain = OmegaConf.to_container(OmegaConf.structured(self.method.options)) if places else {}
+        of_methods = {
+            f"{KINDS[method.kind].package(method.name)}.{key}"
+            for method in catalogue().all()
+            for key in options_of(method.cls)
+        }
         for place in (place for place in places if isinstance(place, str)):
             holder: Any = plain
-            for part in place.split("."):
+            for part in place.split(".") if place not in of_methods else ():
                 assert part in holder, f"positional '{place}' is no option"
                 holder = holder[part]

@@ -109,11 +109,18 @@ def toy(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.fixture
+def unranked(toy, monkeypatch):
+    """The same where the other combinations, most of the work, are not looked at."""
+    monkeypatch.setattr("luthier_plugins.commands.plan.planning.ranked", lambda *_: ())
+    return toy
+
+
 def planned(*overrides):
     return plan(compose("plan", ["pack_tokens=64", "tflops=1", "model.dtype=float32", *overrides]))
 
 
-def test_a_config_without_weights_is_enough(toy, capsys):
+def test_a_config_without_weights_is_enough(unranked, capsys):
     result = planned("model.path=base", "adapter=lora", "adapter.rank=4")
     assert result.parameters - result.trained == LINEAR + REST
     assert result.trained == 4 * 6 * (2 * (32 + 32) + 2 * (32 + 16) + 3 * (32 + 48))
@@ -130,7 +137,7 @@ def test_a_config_without_weights_is_enough(toy, capsys):
     assert all(word in out for word in ("base weights", "gradient checkpointing", "headroom"))
 
 
-def test_a_shape_on_the_command_line_needs_no_model(toy):
+def test_a_shape_on_the_command_line_needs_no_model(unranked):
     shape = ",".join(f"{key}:{str(value).lower()}" for key, value in SHAPE.items())
     assert planned(f"model.shape={{{shape}}}", "adapter=full").trained == LINEAR + REST
 
@@ -196,7 +203,7 @@ def test_the_ranking_agrees_with_the_plan_and_has_what_fits_first(toy):
     assert order == [(None, "middle"), ("q", "middle"), (None, "small"), (None, "big")]
 
 
-def test_a_reference_is_measured_before_training(toy, capsys):
+def test_a_reference_is_measured_before_training(unranked, capsys):
     plain = planned("model.path=base", "objective=orpo")
     assert plain.reference is None
     own = planned("model.path=base", "objective=dpo", "adapter.rank=1")  # a toy's base, and hardly more
@@ -208,7 +215,7 @@ def test_a_reference_is_measured_before_training(toy, capsys):
     assert "measured once before training" in capsys.readouterr().out
 
 
-def test_another_model_is_beside_the_first_while_it_is_measured(toy):
+def test_another_model_is_beside_the_first_while_it_is_measured(unranked):
     large = tiny_llama(hidden_size=512, intermediate_size=2048, num_hidden_layers=8)
     large.config.save_pretrained("large")
     weights = sum(parameter.nbytes for parameter in large.parameters())
@@ -235,13 +242,15 @@ def test_the_plan_is_written_as_json(toy):
         planned("model.path=base", "json=no/plan.json")
 
 
-def test_advice_names_the_knob(toy):
+def test_advice_names_the_knob(toy, monkeypatch):
     sizes = {key: value * 8 for key, value in SHAPE.items() if key in ("hidden_size", "intermediate_size")}
     shape = ",".join(f"{key}:{str(value).lower()}" for key, value in {**SHAPE, **sizes}.items())
     base = [f"model.shape={{{shape}}}", "model.device=cuda", "tflops=1", "pack_tokens=4096", "adapter=lora"]
     free = plan(compose("plan", base))
     assert (free.capacity, free.fits) == (None, None)
     between = (free.otherwise.total + free.total) / 2e9
+    # What they take does not depend on what there is.
+    monkeypatch.setattr("luthier_plugins.commands.plan.planning.ranked", lambda *_: free.choices)
     told = {
         f"memory_gb={2 * free.total / 1e9}": "nothing needs to change",
         f"memory_gb={between}": "model.gradient_checkpointing=true makes it fit",
@@ -284,7 +293,7 @@ def test_help_lists_presets_and_options(capsys):
         dispatch(["plan", "-m", "model=llama3_8b"])
 
 
-def test_small_parts(toy):
+def test_small_parts(unranked):
     assert [branch.ids for branch in row(8, 2).branches] == [(0,) * 4, (0,) * 3]
     assert row(1, 0).tokens == 2
     assert [device_type(name) for name in ("cpu", "cuda:1")] == ["cpu", "cuda"]

@@ -39,6 +39,8 @@ def test_the_generated_tests_pass_at_once(tmp_path):
     kinds = [kind for kind in ALL_KINDS if kind != "quantiser" or importlib.util.find_spec("bitsandbytes")]
     targets = [new_plugin(kind, f"toy_{kind}", tmp_path) for kind in kinds]
     assert targets[0] == tmp_path / "luthier-toy-adapter"
+    for target in targets:
+        installed(target)
     # One process for all: importing torch takes longer than the tests.
     done = run("pytest", "-v", "-W", "error", *map(str, targets), folder=tmp_path, path=targets)
     assert done.returncode == 0, done.stdout
@@ -59,7 +61,7 @@ def test_what_is_written_is_clean_by_its_own_rules(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("kind", ["adapter", "tracker"])
+@pytest.mark.parametrize("kind", ["adapter", "command", "tracker"])
 def test_installed_it_is_registered_under_its_name(kind, tmp_path):
     target = new_plugin(kind, "toy", tmp_path)
     installed(target)

@@ -3,10 +3,11 @@
 import pytest
 
 from luthier.commands.cli import dispatch
-from luthier.errors import ConfigError, PluginError
+from luthier.errors import ConfigError, LuthierError, PluginError
 from luthier.registry import command, command_names, commands
 from luthier.registry.discovery import plugins
 from luthier.registry.method_catalogue import Catalogue
+from luthier.testing import CommandSuite
 
 SOURCE = """
     from dataclasses import dataclass
@@ -33,6 +34,34 @@ SOURCE = """
     @hookimpl
     def register_commands(register):
         register("NAME", Say)
+"""
+
+
+READS = """
+    from dataclasses import dataclass
+    from typing import Any, ClassVar
+    from luthier import Command, hookimpl, option
+
+    @dataclass
+    class Options:
+        '''Name it.'''
+        data: Any = "???"
+
+    @dataclass(frozen=True)
+    class Named(Command):
+        '''Name the file of a data set.'''
+        summary: ClassVar[str] = "the file of a data set"
+        options: ClassVar[type[Any]] = Options
+        defaults: ClassVar[dict[str, Any]] = {"data": "jsonl"}
+        positionals: ClassVar[tuple[str, ...]] = ("data.path",)
+
+        def run(self, config):
+            print(config.data.path)
+            return config.data.nothing
+
+    @hookimpl
+    def register_commands(register):
+        register("named", Named)
 """
 
 
@@ -66,6 +95,40 @@ def test_a_strangers_command_is_listed_with_its_package_and_runs(say, tmp_path, 
 def test_a_bare_word_is_text_as_it_was_typed(say, word, capsys):
     assert dispatch(["say", word]) == 0
     assert capsys.readouterr().out == f"{word}\n"
+
+
+def test_what_makes_no_run_folder_is_run_once(say, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = set(tmp_path.rglob("*"))
+    with pytest.raises(
+        LuthierError, match=r"^say writes no run folder; leave out -m and give one value each$"
+    ):
+        dispatch(["say", "-m", "times=1,2"])
+    assert set(tmp_path.rglob("*")) == before
+
+
+def test_what_a_command_asks_of_its_config_in_vain_is_one_line(strangers, capfd):
+    strangers.install("luthier-named", {"command.named": "named_plugin"}, {"named_plugin.py": READS})
+    with strangers.in_catalogue():
+        with pytest.raises(ConfigError, match=r"^data.path must be set: data.path=VALUE$"):
+            dispatch(["named"])
+        with pytest.raises(ConfigError, match=r"^data.nothing: Key 'nothing' not in 'JsonLinesConfig'$"):
+            dispatch(["named", "rows.jsonl"])
+        # Nothing but what it printed itself: Hydra has lines of its own for an error.
+        assert capfd.readouterr() == ("rows.jsonl\n", "")
+
+
+def test_a_word_may_fill_an_option_of_a_method(strangers):
+    strangers.install("luthier-named", {"command.named": "named_plugin"}, {"named_plugin.py": READS})
+    with strangers.in_catalogue():
+
+        class Suite(CommandSuite):
+            method = type(command("named"))
+
+        Suite().test_its_positionals_are_options()
+        Suite.method.positionals = ("data.nowhere",)
+        with pytest.raises(AssertionError, match=r"positional 'data.nowhere' is no option"):
+            Suite().test_its_positionals_are_options()
 
 
 def test_a_word_too_many_is_one_line_with_the_way_out(say):
@@ -134,6 +197,8 @@ def test_one_that_ends_while_it_is_imported_leaves_the_others(strangers, capsys,
         assert "bad cannot be used: bad 0.2 " in " ".join(capsys.readouterr().out.split())
         with pytest.raises(PluginError, match=r"command 'bad' cannot be used: bad 0\.2"):
             dispatch(["bad"])
+        assert dispatch(["plugins", "--load"]) == 1
+        assert "broken command.bad: bad 0.2 " in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_command_stands_alone_in_its_entry_point(strangers):

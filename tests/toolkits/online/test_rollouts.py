@@ -126,9 +126,9 @@ def test_a_known_optimum_is_reached(folder, tmp_path):
         *given(folder, run, "reward_model=[verifier]", "reward_models.verifier.match=pattern"),
         r"reward_models.verifier.pattern='^\s*[a-m]'", "reward_models.verifier.unfinished=null",
         f"data.path={tmp_path}/one.jsonl", "objective.max_new_tokens=1", "objective.samples_per_prompt=128",
-        "objective.rollout_batch_size=1", "batch_size=1", "objective.rollout_epochs=4",
+        "objective.rollout_batch_size=1", "batch_size=1", "objective.rollout_epochs=2",
         f"objective.kl_coefficient={beta}",
-        "epochs=60", "adapter=full", "optimiser.lr=3e-3", "log_every=20",
+        "epochs=40", "adapter=full", "optimiser.lr=5e-3", "log_every=20",
     ]))  # fmt: skip
 
     def distribution(path):

@@ -38,5 +38,7 @@ def _default(field: dataclasses.Field[Any]) -> str:
     value = field.default if made is dataclasses.MISSING else made()
     if value is dataclasses.MISSING or value == MISSING:
         return r"\[must be set]"
+    if value in ([], {}):
+        return r"\[empty]"
     text = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
     return escape(f"[{text}]")

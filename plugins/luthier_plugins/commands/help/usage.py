@@ -65,7 +65,7 @@ def _words(of: Command) -> Iterator[str]:
 
 
 def _flags(of: Command) -> Iterator[tuple[str, str]]:
-    if of.multirun is None:
+    if of.single is None:
         yield "-m", "one run for each combination of the values: OPTION=A,B"
     yield "--cfg=job", "print the composed config and run nothing"
     yield "--config-dir=FOLDER", "presets of your own, beside the built-in ones"

@@ -39,7 +39,6 @@ class Plan(Command):
     defaults: ClassVar[Mapping[str, Any]] = {**TRAIN_DEFAULTS, "data": None}
     multirun: ClassVar[str | None] = "ranks the methods itself"
     loads_weights: ClassVar[bool] = False
-    run_folder: ClassVar[bool] = False
 
     def check(self, config: Any) -> None:
         """See `Command.check`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from luthier.registry import catalogue, plugins, unmet_core_requirement
+from luthier.registry import catalogue, commands, plugins, unmet_core_requirement
 from luthier_toolkits.terminal import plain_console, plain_table
 
 
@@ -23,9 +23,9 @@ def show_metadata() -> int:
 
 def show_loaded() -> int:
     """Import every plugin and print what it registered, or why it is broken."""
-    registry = catalogue()
+    registries = (catalogue(), commands())
     table = plain_table("kind", "method", "from", "what it is")
-    for method in registry.all():
+    for method in (method for registry in registries for method in registry.all()):
         table.add_row(
             method.kind,
             method.name,
@@ -34,6 +34,7 @@ def show_loaded() -> int:
         )
     console = plain_console()
     console.print(table)
-    for name, reason in registry.broken.items():
+    broken = {name: reason for registry in registries for name, reason in registry.broken.items()}
+    for name, reason in broken.items():
         console.print(f"[red]broken[/] {name}: {reason}", highlight=False)
-    return 1 if registry.broken else 0
+    return 1 if broken else 0

@@ -53,7 +53,7 @@ def new_plugin(kind: str, name: str, folder: Path) -> Path:
                 "pyproject.toml": "pyproject.toml",
                 "README.md": "README.md",
                 f"{package}/{name}.py": f"methods/{kind}.py",
-                f"tests/test_{name}.py": "test.py",
+                f"tests/test_{name}.py": "command_test.py" if kind == COMMAND.name else "test.py",
             }.items():
                 _write(fresh / path, _filled(template, words))
             _write(

@@ -32,7 +32,6 @@ class Preview(Command):
     defaults: ClassVar[Mapping[str, Any]] = TRAIN_DEFAULTS
     multirun: ClassVar[str | None] = "shows what one config trains on"
     loads_weights: ClassVar[bool] = False
-    run_folder: ClassVar[bool] = False
 
     def check(self, config: Any) -> None:
         """See `Command.check`."""
