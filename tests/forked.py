@@ -100,11 +100,6 @@ def _context() -> multiprocessing.context.ForkServerContext:
     return context
 
 
-def _get_context(method: str, own=multiprocessing.get_context) -> multiprocessing.context.BaseContext:
-    """Fork the jobs of a multirun from the same process, which are spawned otherwise."""
-    return own("forkserver" if method == "spawn" else method)
-
-
 def _run(
     module: str, arguments: list[str], cwd: str, environment: dict[str, str], out: str, err: str
 ) -> None:
@@ -119,6 +114,6 @@ def _run(
     # Where the parent ignores it, as under nohup, a child does too.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.argv = ["luthier", *arguments]
-    multiprocessing.get_context = _get_context
-    forkserver._forkserver.ensure_running = lambda: None  # the one that this process was forked from
+    # Jobs of a multirun are forked from what this process was forked from.
+    forkserver._forkserver.ensure_running = lambda: None
     sys.exit(importlib.import_module(module).main())

@@ -11,4 +11,5 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 from transformers.models.auto import modeling_auto  # noqa: F401
 
 import luthier.commands.launch
-import luthier.commands.preparation  # noqa: F401
+import luthier.commands.train
+import luthier.evaluation.evaluate  # noqa: F401

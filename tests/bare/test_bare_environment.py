@@ -13,6 +13,8 @@ from omegaconf import OmegaConf
 
 from helpers import save_tiny, tiny_tokenizer, write_rows
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 STRANGERS = sorted(path.parent for path in (ROOT / "contrib").glob("*/pyproject.toml"))
 COMPARED = {"adapter": ("lora", "vera"), "objective": ("dpo", "cpo"), "optimiser": ("adamw", "lion")}
@@ -97,7 +99,16 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Bare:
 
     quiet = ("-m", "pip", "--quiet", "--disable-pip-version-check")
     sources = (ROOT, *STRANGERS, made / "luthier-diary")
-    python(sys.executable, *quiet, "wheel", "--no-deps", "--wheel-dir", made / "wheels", *sources)
+    python(
+        sys.executable,
+        *quiet,
+        "wheel",
+        "--no-deps",
+        "--no-build-isolation",
+        "--wheel-dir",
+        made / "wheels",
+        *sources,
+    )
     python(sys.executable, "-m", "venv", made / "venv")
     inside = made / "venv" / "bin" / "python"
     # By itself and first, so that the others find the pinned build installed.

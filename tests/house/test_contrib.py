@@ -17,9 +17,12 @@ ROOT = Path(__file__).parents[2]
 INSTALLED = {plugin.distribution for plugin in plugins()}
 PACKAGES = sorted(path.parent for path in (ROOT / "contrib").glob("*/pyproject.toml"))
 
-pytestmark = pytest.mark.skipif(
-    not {path.name for path in PACKAGES} <= INSTALLED, reason="contrib is not installed: see the Makefile"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not {path.name for path in PACKAGES} <= INSTALLED, reason="contrib is not installed: see the Makefile"
+    ),
+]
 
 
 def luthier(folder, *arguments):

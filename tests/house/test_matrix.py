@@ -9,6 +9,8 @@ from helpers import tiny_llama, tiny_tokenizer, write_rows
 from luthier import ConfigError, compose, train
 from luthier.registry.method_catalogue import catalogue
 
+pytestmark = pytest.mark.slow
+
 TRAINS_ALL = {"full"}
 NEEDS_CUDA = {"paged_adamw": "choose optimiser=adamw", "paged_adamw_8bit": "choose optimiser=adamw_8bit"}
 PROJECTS_GRADIENTS = {"galore"}

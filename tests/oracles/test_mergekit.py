@@ -19,6 +19,7 @@ with warnings.catch_warnings():
 from mergekit.config import MergeConfiguration
 from mergekit.merge_methods import merge_state_dicts
 
+pytestmark = pytest.mark.slow
 LABELS = ("one", "three", "two")  # in the order that Luthier gives them
 WEIGHTS = {"one": 1.0, "three": 0.25, "two": 2.5}
 EQUAL = dict.fromkeys(LABELS, 1.0)

@@ -102,8 +102,9 @@ def _interrupted_afterwards() -> Iterator[None]:
         raise KeyboardInterrupt
 
 
-def run_job(verb: str, plain: dict[str, Any]) -> None:
+def run_job(verb: str, plain: dict[str, Any], environment: dict[str, str]) -> None:
     """Run one composed job of a multirun in this process, which is its own, and exit as `main` does."""
+    os.environ.update(environment)  # what it was forked from has that of the first job
     quieten()
     from omegaconf import OmegaConf
 

@@ -24,6 +24,10 @@ from luthier.errors import LuthierError
 from luthier.registry import catalogue, command
 from luthier.runs import resumed_run
 
+START = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+PRELOADED = "luthier.commands.preparation"
+"""Imported once for all jobs. It must leave the GPU alone: whoever is forked later could not use it."""
+
 
 def launch(verb: str, overrides: list[str]) -> int:
     """Compose `verb` with `overrides` and run it; ``-m`` runs every combination.
@@ -121,10 +125,12 @@ class _Jobs:
         except LuthierError as error:
             self.error = error
 
-    def _in_own_process(self, composed: DictConfig) -> int | None:
+    def _in_own_process(self, composed: DictConfig) -> int:
         """Run a job in a process of its own: nothing of it — memory, seeds, hooks — reaches the next one."""
         plain: Any = OmegaConf.to_container(composed, resolve=True)
-        process = multiprocessing.get_context("spawn").Process(target=cli.run_job, args=(self.verb, plain))
+        context: Any = multiprocessing.get_context(START)
+        context.set_forkserver_preload([PRELOADED])
+        process = context.Process(target=cli.run_job, args=(self.verb, plain, dict(os.environ)))
         process.start()
         process.join()
-        return process.exitcode
+        return int(process.exitcode)

@@ -114,11 +114,8 @@ def opened(overrides: list[str]) -> list[str]:
 def known_keys(verb: str) -> list[str]:
     """Return every key and group that an override of `verb` may start with, dotted, whatever is selected."""
     keys = [kind.group for kind in KINDS.values()] + ["recipe", "hydra"]
-    for method in catalogue().all():
-        package = KINDS[method.kind].package(method.name)
-        keys += [f"{package}.{key}" for key in options_of(method.cls)]
-    plain = OmegaConf.to_container(OmegaConf.structured(command(verb).options), throw_on_missing=False)
-    assert isinstance(plain, dict)
+    keys += [f"{KINDS[m.kind].package(m.name)}.{key}" for m in catalogue().all() for key in options_of(m.cls)]
+    plain: Any = OmegaConf.to_container(OmegaConf.structured(command(verb).options), throw_on_missing=False)
     return keys + list(_dotted(plain))
 
 

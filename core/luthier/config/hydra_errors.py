@@ -36,10 +36,10 @@ def check_overrides(overrides: Iterable[str]) -> None:
             continue
         try:
             parsed = OverridesParser.create().parse_override(override)
+            if not parsed.key_or_group:
+                raise HydraException("it names nothing")
         except HydraException as error:
             raise ConfigError(f"'{override}' is no override: {FORM}") from error
-        if not parsed.key_or_group:
-            raise ConfigError(f"'{override}' is no override: {FORM}")
         chooses = parsed.key_or_group in groups and not parsed.is_delete() and not parsed.is_sweep_override()
         if chooses and (not isinstance(parsed.value(), str | list) or parsed.value() == ""):
             known = ", ".join(_choices(parsed.key_or_group))

@@ -20,6 +20,8 @@ from luthier.errors import LuthierError
 from luthier.models.model import load_model
 from luthier_plugins.commands.fold import fold
 
+pytestmark = pytest.mark.slow
+
 IDS = torch.arange(40, 60)[None]
 ADAPTED = "model.layers.1.self_attn.q_proj"
 OTHER = "model.layers.0.mlp.down_proj"

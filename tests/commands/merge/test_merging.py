@@ -18,6 +18,8 @@ from luthier_plugins.commands.merge import merge
 from luthier_plugins.commands.merge.io.weight_files import open_checkpoint
 from luthier_plugins.commands.merge.run.tensor import merge_tensor
 
+pytestmark = pytest.mark.slow
+
 LABELS = ("one", "two", "three")
 UP = "model.layers.0.mlp.up_proj.weight"
 

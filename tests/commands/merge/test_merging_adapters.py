@@ -14,6 +14,8 @@ from helpers import save_tiny, tiny_gpt2, tiny_tokenizer
 from luthier import ConfigError, ModelError, compose
 from luthier_plugins.commands.merge import merge
 
+pytestmark = pytest.mark.slow
+
 IDS = torch.arange(40, 60)[None]
 
 

@@ -17,6 +17,8 @@ from luthier import ConfigError, DataError, ModelError, compose
 from luthier_plugins.commands.merge import merge
 from luthier_plugins.mergers.soup import Soup
 
+pytestmark = pytest.mark.slow
+
 EXTRA = "model.extra.weight"
 DOWN = "model.layers.0.mlp.down_proj.weight"
 

@@ -17,6 +17,8 @@ from luthier_plugins.commands.plan.time import flops_per_token
 from luthier_plugins.objectives.sft import SFT
 from luthier_plugins.quantisers.nf4 import NF4
 
+pytestmark = pytest.mark.slow
+
 TREES = [Tree((1,) * 40, (Branch((2,) * 270), Branch((3,) * 30))), Tree((4,) * 5, (Branch((5,) * 61),))]
 """Several tiles of attention, shared keys, and more scored tokens than a chunk of the head has."""
 

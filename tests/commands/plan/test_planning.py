@@ -15,6 +15,8 @@ from luthier_plugins.commands.plan.planning import device_type, row
 from luthier_plugins.commands.plan.ranking import Choice
 from luthier_plugins.commands.plan.table import duration, show
 
+pytestmark = pytest.mark.slow
+
 STRANGER = """
     import math
     from dataclasses import dataclass

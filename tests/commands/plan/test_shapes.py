@@ -13,6 +13,8 @@ from luthier_plugins.commands.plan.shapes import Sampled, config_of, on_meta
 from luthier_plugins.optimisers.adamw import AdamW
 from luthier_plugins.quantisers.nf4 import NF4
 
+pytestmark = pytest.mark.slow
+
 PUBLISHED = {
     "llama2_7b": 6_738_415_616, "llama2_13b": 13_015_864_320, "llama2_70b": 68_976_648_192,
     "llama3_8b": 8_030_261_248, "llama3_70b": 70_553_706_496, "llama3_2_1b": 1_235_814_400,

@@ -13,6 +13,8 @@ from luthier.commands.cli import dispatch
 from luthier.contracts.kinds import ALL_KINDS
 from luthier_plugins.commands.plugins.scaffold import new_plugin
 
+pytestmark = pytest.mark.slow
+
 
 def run(*command, folder, path=()):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, path))}

@@ -84,6 +84,7 @@ def test_the_first_examples_are_shown_without_loading_weights(folder, capsys):
     assert sorted(path.name for path in folder.iterdir()) == ["base", "preview.html", "rows.jsonl"]
 
 
+@pytest.mark.slow
 def test_examples_are_chosen_by_number_by_row_or_at_random(folder):
     def numbers(*more):
         return [one.number for one in previewed("html=null", *more).examples]

@@ -12,6 +12,8 @@ from luthier.policy.generation import Answer, Decoding, answers
 from luthier_plugins.commands.sample import sample, sampling
 from luthier_plugins.commands.sample.journal import Journal
 
+pytestmark = pytest.mark.slow
+
 ROWS = [{"prompt": f"{n} + {n} =", "completion": f" {2 * n}"} for n in range(5)]
 SAID = ["2", "two words", "and now three", "2"]
 

@@ -13,8 +13,10 @@ import pytest
 import forked
 from helpers import save_tiny, write_rows
 from luthier.commands.cli import _interrupted_afterwards, dispatch, report
-from luthier.commands.launch import _Jobs
+from luthier.commands.launch import PRELOADED, _Jobs
 from luthier.errors import LuthierError
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -174,3 +176,20 @@ def test_a_traceback_is_shown_only_when_asked(monkeypatch, capsys):
     monkeypatch.setenv("LUTHIER_TRACEBACK", "1")
     with pytest.raises(LuthierError):
         report(fail)
+
+
+def test_what_jobs_of_a_multirun_share_leaves_the_gpu_alone():
+    """A process forked after any of these was asked cannot use CUDA: torch refuses it."""
+    code = f"""
+import torch
+
+def asked(*_, **__):
+    raise AssertionError("the GPU was asked for")
+
+for name in ("is_available", "device_count", "current_device", "get_device_capability", "get_device_name",
+             "get_device_properties", "is_bf16_supported", "mem_get_info", "init", "_lazy_init"):
+    setattr(torch.cuda, name, asked)
+import {PRELOADED}
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

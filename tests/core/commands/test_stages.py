@@ -1,11 +1,16 @@
 """Earlier stages of a run: done in order, once, in processes of their own."""
 
 import json
+import sys
+from types import SimpleNamespace
 
 import pytest
 
+import forked
 from helpers import save_tiny, write_rows
 from luthier import ConfigError, LuthierError, compose, train
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +34,22 @@ def given(folder, run, *more):
     ])  # fmt: skip
 
 
-def test_stages_run_in_order_and_once(folder, tmp_path, capfd):
+class Forked:
+    """What stands for `subprocess.Popen` where a real interpreter's start is not what is tested."""
+
+    def __init__(self, words, env):
+        assert words[:3] == [sys.executable, "-m", "luthier"]
+        self.command = forked.Command(words[3:], env=env)
+
+    def wait(self):
+        out, err = self.command.communicate()
+        sys.stdout.write(out)
+        sys.stderr.write(err)
+        return self.command.returncode
+
+
+def test_stages_run_in_order_and_once(folder, tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr("luthier.commands.stages.subprocess", SimpleNamespace(Popen=Forked))
     run = tmp_path / "run"
     result = train(given(folder, run))
     assert json.loads((run / "sft/summary.json").read_text())["steps"] == 2

@@ -77,6 +77,7 @@ def test_full_saves_a_transformers_folder(folder, tmp_path):
     assert result.trainable_parameters == result.total_parameters == sum(p.numel() for p in base.parameters())
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others(folder, tmp_path):
     def weights(name, seed):
         more = ["max_steps=3", f"seed={seed}", "adapter.dropout=0.1"]

@@ -132,6 +132,7 @@ def composed(strangers):
     return run
 
 
+@pytest.mark.slow
 def test_a_strangers_method_composes_with_its_own_presets(strangers, composed):
     source = OPTIMISER.replace("NAME", "sgd") + (
         "\n    @hookimpl\n    def config_packages():\n        return 'sgd_conf'\n"
@@ -147,12 +148,14 @@ def test_a_strangers_method_composes_with_its_own_presets(strangers, composed):
     assert "nothing" not in composed("optimiser=adamw")
 
 
+@pytest.mark.slow
 def test_a_broken_plugin_stops_only_a_run_that_asks_for_it(strangers, composed):
     strangers.install("bad", {"optimiser.bad": "bad_plugin"}, {"bad_plugin.py": "1 / 0"})
     assert composed("optimiser=adamw").startswith("{'name': 'adamw'")
     assert composed("optimiser=bad").startswith("PluginError optimiser 'bad' cannot be used: bad 0.2 ZeroDiv")
 
 
+@pytest.mark.slow
 def test_partners_that_a_method_refuses_are_refused_with_its_advice(strangers, composed):
     source = OPTIMISER.replace(
         "lr: float", "refuses = {'adapter=lora': 'choose adapter=full'}\n        lr: float", 1

@@ -8,6 +8,8 @@ from safetensors.torch import load_file
 from helpers import save_tiny, write_rows
 from launching import trained
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):

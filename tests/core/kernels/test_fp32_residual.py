@@ -49,6 +49,7 @@ def error(model, exact):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.slow
 def test_log_probabilities_come_closer(family):
     model = build(family)
     with torch.no_grad():  # of the same weights: what is left is rounding on the way

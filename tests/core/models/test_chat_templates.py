@@ -100,6 +100,7 @@ def test_an_unknown_name_lists_the_known_ones(tmp_path):
     assert set(known_templates()) == {"chatml", "instruction", "llama3", "mistral", "zephyr"}
 
 
+@pytest.mark.slow
 def test_a_plugin_brings_templates_with_its_presets(strangers):
     modules = {
         "mine.py": "import luthier\n@luthier.hookimpl\ndef config_packages():\n    return 'mine_conf'\n",

@@ -16,6 +16,8 @@ from luthier.models.model import load_model
 from luthier.models.score_head import as_classifier, attach_head, head_name, head_of
 from luthier_toolkits.preference.pair_rows import pair_tree
 
+pytestmark = pytest.mark.slow
+
 CLASSES = {"sequence": tf.AutoModelForSequenceClassification, "token": tf.AutoModelForTokenClassification}
 KINDS = {"sequence": "reward", "token": "process_reward"}
 

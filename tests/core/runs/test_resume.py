@@ -17,6 +17,8 @@ from luthier import ConfigError, compose, train
 from luthier.runs import resume
 from luthier.runs.folder import write_config
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):

@@ -15,6 +15,8 @@ from luthier import ConfigError, Tree
 from luthier.system.processes import Processes, _buckets
 from luthier.trees.tree import Branch, cut
 
+pytestmark = pytest.mark.slow
+
 WAYS = list(LAUNCH)
 
 

@@ -67,6 +67,7 @@ def test_a_selection_has_the_trees_and_the_counts_of_what_it_selects():
     assert list(store[1:3]) == trees[1:3]
 
 
+@pytest.mark.slow
 def test_digests_are_of_the_contents_and_the_same_in_every_process():
     tree = Tree((1, 2), (Branch((3,)), Branch((4, 5), (True, False))), "a:1", {"label": 1.0})
     other_places = dataclasses.replace(tree, origin="b:9")

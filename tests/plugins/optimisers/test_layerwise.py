@@ -240,6 +240,7 @@ def test_in_the_loop_both_ways_are_one(model):
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.slow
 def test_it_learns_from_several_packs_a_step(model, checkpointing):
     model = copy.deepcopy(model)
     if checkpointing:

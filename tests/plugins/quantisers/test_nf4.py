@@ -328,6 +328,7 @@ print(max(seen) - before, anonymous() - before)
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
+@pytest.mark.slow
 def test_the_full_precision_model_is_never_resident(base, tmp_path):
     size = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 16, "num_key_value_heads": 4}
     saved(tmp_path, tiny_llama(vocab_size=len(tiny_tokenizer()), **size))

@@ -150,6 +150,7 @@ def folder(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 def test_an_outcome_model_prefers_what_it_learned_to(folder):
     score = Outcome(model=str(folder / "reward")).scorer(Place(dtype="float32"))
     found = score([Candidate("c then", text) for text in (" cc", " c no")])

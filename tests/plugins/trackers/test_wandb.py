@@ -13,6 +13,8 @@ from helpers import save_tiny
 from luthier import ConfigError, compose, evaluate, train
 from luthier_plugins.trackers.wandb.wandb import ID_FILE
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("wandb")
 BLOCK = 32768
 

@@ -14,6 +14,8 @@ from luthier.registry.method_catalogue import catalogue
 from luthier.runs.state import trained_tensors
 from luthier_plugins.quantisers.nf4 import NF4
 
+pytestmark = pytest.mark.slow
+
 ADAPTERS = {
     "lora": ["adapter=lora", "adapter.rank=4", "adapter.dropout=0.2"],
     "pissa": ["adapter=lora", "adapter.rank=4", "adapter.init=pissa"],

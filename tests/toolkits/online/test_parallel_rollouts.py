@@ -9,6 +9,8 @@ from safetensors.torch import load_file
 from helpers import save_tiny, write_rows
 from launching import run_forked, trained
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def given(tmp_path_factory):

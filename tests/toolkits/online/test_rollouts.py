@@ -17,6 +17,8 @@ from luthier_toolkits.online import rollouts
 from luthier_toolkits.online.rollout_file import RolloutFiles
 from luthier_toolkits.rewards.network import RewardNetwork
 
+pytestmark = pytest.mark.slow
+
 assert words
 assert StopAt
 

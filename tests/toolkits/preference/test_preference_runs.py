@@ -24,6 +24,8 @@ from luthier import (
 from luthier.evaluation import reference_pass as passes
 from luthier.registry.method_catalogue import catalogue
 
+pytestmark = pytest.mark.slow
+
 PAIRED = ["dpo", "ipo", "orpo", "simpo"]
 REFERRING = ["dpo", "ipo", "kto"]
 

@@ -69,6 +69,7 @@ def place(**more):
     return Place(dtype="float32", device="cpu", **more)
 
 
+@pytest.mark.slow
 def test_scores_are_those_of_one_candidate_at_a_time(folder):
     judge = reward_network(str(folder / "reward"), "sequence", place(), "outcome")
     scores = judge.ends(CANDIDATES)
