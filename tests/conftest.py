@@ -21,7 +21,6 @@ import pytest
 
 from strangers import Strangers
 
-
 UNITS = tuple(Path(__file__).with_name(name) for name in ("core", "toolkits", "plugins"))
 
 

@@ -82,7 +82,9 @@ def _context() -> multiprocessing.context.ForkServerContext:
     context.set_forkserver_preload(["preloaded"])
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE), *([before] if before else [])])
-    kept = os.dup(1), os.dup(2)
+    kept, folder = (os.dup(1), os.dup(2)), tempfile.tempdir
+    # The server's socket is there, and its path has room for some hundred characters.
+    tempfile.tempdir = "/tmp"
     try:
         # What has no files of its own, as jobs of a multirun, would write between the lines of pytest.
         with open(os.devnull, "w") as nowhere:
@@ -90,6 +92,7 @@ def _context() -> multiprocessing.context.ForkServerContext:
             os.dup2(nowhere.fileno(), 2)
         forkserver.ensure_running()
     finally:
+        tempfile.tempdir = folder
         for stream, own in enumerate(kept, 1):
             os.dup2(own, stream)
             os.close(own)

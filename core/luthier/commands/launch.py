@@ -6,6 +6,7 @@ import contextlib
 import multiprocessing
 import os
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,12 @@ from omegaconf.errors import OmegaConfBaseException
 
 from luthier import config
 from luthier.commands import cli
-from luthier.config import explain
 from luthier.errors import LuthierError
 from luthier.registry import catalogue, command
 from luthier.runs import resumed_run
 
-START = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+# The server's socket is in the folder for temporary files, and its path has room for some hundred characters.
+START = "forkserver" if os.name == "posix" and len(os.fsencode(tempfile.gettempdir())) < 60 else "spawn"
 PRELOADED = "luthier.commands.preparation"
 """Imported once for all jobs. It must leave the GPU alone: whoever is forked later could not use it."""
 
@@ -66,7 +67,7 @@ def _in_one_line(verb: str) -> Iterator[None]:
     try:
         yield
     except (HydraException, OmegaConfBaseException) as error:  # a choice that is not there is an OSError too
-        raise explain(error, config.known_keys(verb)) from error
+        raise config.explain(error, config.known_keys(verb)) from error
     except OSError as error:
         raise LuthierError(f"{error.filename or 'a file'}: {error.strerror or error}") from error
 

@@ -59,6 +59,7 @@ SHELLS = {
     ("typed", "shown"),
     [("luthier prev", "iew"), ("luthier train adapt", "er="), ("luthier train adapter=lo", "ra")],
 )
+@pytest.mark.slow
 def test_tab_completes(shell, typed, shown, tmp_path):
     """In an interactive shell of its own: script loaded, line typed, TAB pressed."""
     start, load = SHELLS[shell]

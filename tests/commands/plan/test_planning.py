@@ -96,6 +96,7 @@ SHAPE = {
     "model_type": "llama", "vocab_size": 320, "hidden_size": 32, "intermediate_size": 48,
     "num_hidden_layers": 6, "num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": False,
 }  # fmt: skip
+RANKED = "luthier_plugins.commands.plan.planning.ranked"
 LINEAR = 6 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 48)
 REST = 2 * 320 * 32 + 13 * 32  # embedding, head, norms
 
@@ -114,7 +115,7 @@ def toy(tmp_path, monkeypatch):
 @pytest.fixture
 def unranked(toy, monkeypatch):
     """The same where the other combinations, most of the work, are not looked at."""
-    monkeypatch.setattr("luthier_plugins.commands.plan.planning.ranked", lambda *_: ())
+    monkeypatch.setattr(RANKED, lambda *_: ())
     return toy
 
 
@@ -144,10 +145,12 @@ def test_a_shape_on_the_command_line_needs_no_model(unranked):
     assert planned(f"model.shape={{{shape}}}", "adapter=full").trained == LINEAR + REST
 
 
-def test_a_70b_is_trained_on_one_gpu_of_48_gb_in_4_bits(toy):
+def test_a_70b_is_trained_on_one_gpu_of_48_gb_in_4_bits(toy, monkeypatch):
     config = ["model=llama3_70b", "quantiser=nf4", "adapter=lora", "adapter.dropout=0", "model.device=cuda"]
     more = ["model.gradient_checkpointing=true", "memory_gb=48", "tflops=300"]
-    result = plan(compose("plan", [*config, *more]))
+    with monkeypatch.context() as patch:
+        patch.setattr(RANKED, lambda *_: ())
+        result = plan(compose("plan", [*config, *more]))
     assert result.fits
     assert 45e9 < result.total < 48e9
     assert 4 * 4.127 / 8 * 70.5e9 / 4 < result.memory.weights < 40e9
@@ -158,7 +161,7 @@ def test_a_70b_is_trained_on_one_gpu_of_48_gb_in_4_bits(toy):
     assert result.seconds == pytest.approx(1e6 * result.flops_per_token / (300e12 * 0.5))
 
 
-def test_methods_of_strangers_are_planned(strangers, toy):
+def test_methods_of_strangers_are_planned(strangers, toy, monkeypatch):
     kinds = ("adapter.biases", "quantiser.ternary", "optimiser.big", "objective.judged")
     strangers.install("toy-methods", dict.fromkeys(kinds, "toy_methods"), {"toy_methods.py": STRANGER})
     with strangers.in_catalogue():
@@ -174,6 +177,7 @@ def test_methods_of_strangers_are_planned(strangers, toy):
         assert result.memory.held == pytest.approx(result.memory.weights + 4 * 32)
         names = {(one.quantiser, one.adapter, one.optimiser) for one in result.choices}
         assert ("ternary", "lora", "big") in names
+        monkeypatch.setattr(RANKED, lambda *_: ())
         full = planned("model.path=base", "adapter=full", "objective=judged")
         assert full.memory.held == pytest.approx(full.memory.weights + 4 * 32)
 
@@ -234,12 +238,14 @@ def test_another_model_is_beside_the_first_while_it_is_measured(unranked):
     assert small.advice.startswith("a smaller reference.model makes it fit")
 
 
-def test_the_plan_is_written_as_json(toy):
+def test_the_plan_is_written_as_json(toy, monkeypatch):
+    choice = Choice(None, "lora", "adamw", 10, 16.0, 20.0, 30.0)
+    monkeypatch.setattr(RANKED, lambda *_: (choice,))
     result = planned("model.path=base", "json=plan.json", "memory_gb=2")
     found = json.loads((toy / "plan.json").read_text())
     assert found["memory"]["weights"] == result.memory.weights
     assert found["capacity"] == 2e9
-    assert len(found["choices"]) == len(result.choices)
+    assert [(one["adapter"], one["headroom"]) for one in found["choices"]] == [("lora", 30.0)]
     with pytest.raises(ConfigError, match=r"json=no/plan.json cannot be written"):
         planned("model.path=base", "json=no/plan.json")
 
@@ -252,7 +258,7 @@ def test_advice_names_the_knob(toy, monkeypatch):
     assert (free.capacity, free.fits) == (None, None)
     between = (free.otherwise.total + free.total) / 2e9
     # What they take does not depend on what there is.
-    monkeypatch.setattr("luthier_plugins.commands.plan.planning.ranked", lambda *_: free.choices)
+    monkeypatch.setattr(RANKED, lambda *_: free.choices)
     told = {
         f"memory_gb={2 * free.total / 1e9}": "nothing needs to change",
         f"memory_gb={between}": "model.gradient_checkpointing=true makes it fit",

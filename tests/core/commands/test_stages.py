@@ -1,6 +1,7 @@
 """Earlier stages of a run: done in order, once, in processes of their own."""
 
 import json
+import shlex
 import sys
 from types import SimpleNamespace
 
@@ -22,15 +23,15 @@ def folder(tmp_path_factory):
 
 
 def given(folder, run, *more):
-    rows = f"data=jsonl data.path={folder}/rows.jsonl tracker=[]"
+    rows = f'data=jsonl "data.path={folder}/rows.jsonl"'
     stages = {
-        "sft": f"train model.path={folder}/base max_steps=2 {rows} run_dir=${{run_dir}}/sft",
-        "answers": f"sample model.path=${{run_dir}}/sft data=jsonl data.path={folder}/rows.jsonl n=2 "
-        "max_new_tokens=2 out=${run_dir}/answers.jsonl",
+        "sft": f'train "model.path={folder}/base" max_steps=2 {rows} tracker=[] "run_dir=${{run_dir}}/sft"',
+        "answers": f'sample "model.path=${{run_dir}}/sft" {rows} n=2 max_new_tokens=2 '
+        '"out=${run_dir}/answers.jsonl"',
     }
     return compose("train", [
-        "model.path=${run_dir}/sft", *rows.split(), "max_steps=1", f"run_dir={run}", "resume=auto",
-        *(f"stages.{name}='{line}'" for name, line in stages.items()), *more,
+        "model.path=${run_dir}/sft", *shlex.split(rows), "tracker=[]", "max_steps=1", f"run_dir={run}",
+        "resume=auto", *(f"stages.{name}='{line}'" for name, line in stages.items()), *more,
     ])  # fmt: skip
 
 
@@ -67,7 +68,8 @@ def test_stages_run_in_order_and_once(folder, tmp_path, capfd, monkeypatch):
 
 def test_a_stage_that_fails_is_named_and_the_rest_is_not_run(folder, tmp_path, capfd):
     run = tmp_path / "run"
-    broken = f"stages.sft='train model.path={folder}/nowhere data=jsonl data.path=x run_dir=${{run_dir}}/sft'"
+    line = f'train "model.path={folder}/nowhere" data=jsonl data.path=x "run_dir=${{run_dir}}/sft"'
+    broken = f"stages.sft='{line}'"
     with pytest.raises(LuthierError, match=r"stages.sft ended with status 2"):
         train(given(folder, run, broken))
     assert "nowhere" in capfd.readouterr().err

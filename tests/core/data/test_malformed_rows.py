@@ -83,6 +83,7 @@ def test_a_malformed_row_of_every_layout_is_one_line(layout, fields, chat, super
 @example(content=b'text\n"a\n')
 @example(content=b'{"text": "a\\ud800"}')
 @pytest.mark.parametrize("reader", [JsonLines, Json, Csv])
+@pytest.mark.slow
 def test_a_malformed_file_of_every_kind_is_one_line_with_its_name(reader, content):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "rows.data"
