@@ -10,7 +10,7 @@ import torch
 from helpers import tiny_gpt2, tiny_llama
 from luthier.adapters.linear_adapter import adapted_layers
 from luthier.adapters.peft_folder import load_adapter
-from luthier.errors import ModelError
+from luthier.errors import ConfigError, ModelError
 from luthier_plugins.adapters.lora import LoRA
 
 peft = pytest.importorskip("peft")
@@ -210,3 +210,100 @@ def test_pickled_adapters_are_refused(tmp_path):
     (tmp_path / "adapter_model.bin").write_bytes(b"")
     with pytest.raises(ModelError, match=r"only adapter_model.bin, which can run code"):
         load_adapter(copy.deepcopy(tiny_llama()), tmp_path, READERS, trainable=False)
+
+
+@pytest.mark.parametrize(
+    "patterns",
+    [
+        {"alpha_pattern": {r"layers.0.self_attn.v_proj": 2.0, ".*_proj": 64.0}},
+        {"rank_pattern": {r"layers.0.self_attn.v_proj": 2, ".*_proj": 6}},
+        {"alpha_pattern": {"v_proj": 2.0, ".*": 64.0}, "rank_pattern": {"k_proj": 1, "[a-z]_proj": 2}},
+    ],
+    ids=["alpha", "rank", "both"],
+)
+@pytest.mark.parametrize("options", [{}, {"rank_stabilised": True}, {"init": "pissa"}], ids=str)
+def test_of_patterns_that_overlap_what_was_trained_is_saved(patterns, options, tmp_path):
+    """peft#2194: a file has its patterns in order of their letters, and the first one that fits counts."""
+    model, adapter = ours("llama", **patterns, **options)
+    adapter.save(model, tmp_path / "adapter", "some/base")
+    reference = peft.PeftModel.from_pretrained(tiny_llama(), tmp_path / "adapter").eval()
+    back = tiny_llama()
+    load_adapter(back, tmp_path / "adapter", READERS, trainable=False)
+    theirs = {
+        name.removeprefix("base_model.model."): module
+        for name, module in reference.named_modules()
+        if hasattr(module, "lora_A")
+    }
+    assert theirs.keys() == adapted_layers(model).keys()
+    for name, layer in adapted_layers(model).items():
+        assert theirs[name].scaling["default"] == pytest.approx(layer.scale)
+        assert adapted_layers(back)[name].scale == pytest.approx(layer.scale)
+        assert theirs[name].r["default"] == layer.factors()[0].shape[0]
+    assert_close(logits(back), logits(model), 1e-5)
+    assert_close(logits(reference), logits(model), 1e-5)
+
+
+def test_names_that_end_alike_are_told_apart(tmp_path):
+    """A layer's whole name may be the end of another's: PEFT looks at ends."""
+
+    class Two(torch.nn.Module):
+        config = {"model_type": "two"}
+        prepare_inputs_for_generation = None  # which peft asks of a language model
+
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.proj, self.inner = torch.nn.Linear(8, 8), torch.nn.Module()
+            self.inner.proj = torch.nn.Linear(8, 8)
+
+        def forward(self, x):
+            return self.proj(x) + 2 * self.inner.proj(x)
+
+    model, adapter = Two(), LoRA(rank=2, alpha=4.0, dropout=0.0, alpha_pattern={"^proj": 32.0})
+    adapter.attach(model, torch.Generator().manual_seed(0))
+    assert [layer.scale for layer in adapted_layers(moved(model)).values()] == [16.0, 2.0]
+    adapter.save(model, tmp_path / "adapter", "some/base")
+    reference = peft.PeftModel.from_pretrained(Two(), tmp_path / "adapter").eval()
+    x = torch.randn(3, 8, generator=torch.Generator().manual_seed(0))
+    assert_close(reference.base_model.model(x).detach(), model(x).detach())
+
+
+def test_ranks_above_the_shorter_side_are_read(tmp_path):
+    """PiSSA of rank 12 on a layer of 32 → 16 is saved as a LoRA of rank 24; peft's may have any rank."""
+    model, adapter = ours("llama", rank=12, init="pissa")
+    adapter.save(model, tmp_path / "pissa", "some/base")
+    reference = theirs("llama", {"targets": "all-linear"}, r=40)
+    reference.save_pretrained(tmp_path / "peft")
+    for folder, expected in (("pissa", logits(model)), ("peft", logits(reference))):
+        back = tiny_llama()
+        read = load_adapter(back, tmp_path / folder, READERS, trainable=False)
+        assert_close(logits(back), expected, 1e-5)
+        read.save(back, tmp_path / "again" / folder, "some/base")
+        again = peft.PeftModel.from_pretrained(tiny_llama(), tmp_path / "again" / folder).eval()
+        assert_close(logits(again), expected, 1e-5)
+
+
+def test_layers_too_small_for_their_rank_are_left_out_and_named(tmp_path, caplog):
+    """A gate of Qwen2-MoE has one output; peft trains an update of rank 4 there, which is a waste."""
+    from transformers import Qwen2MoeConfig, Qwen2MoeForCausalLM
+
+    def base():
+        torch.manual_seed(0)
+        config = Qwen2MoeConfig(
+            vocab_size=64, hidden_size=32, intermediate_size=48, moe_intermediate_size=16, num_experts=4,
+            shared_expert_intermediate_size=16, num_hidden_layers=2, num_attention_heads=4,
+            num_key_value_heads=2,
+        )  # fmt: skip
+        return Qwen2MoeForCausalLM(config).eval()
+
+    model, adapter = base(), LoRA(rank=4, alpha=8.0, dropout=0.0)
+    adapter.attach(model, torch.Generator().manual_seed(0))
+    assert not any("shared_expert_gate" in name for name in adapted_layers(model))
+    assert "without an adapter: model.layers.0.mlp.shared_expert_gate (32 × 1)" in caplog.text
+    adapter.save(moved(model), tmp_path / "adapter", "some/base")
+    reference = peft.PeftModel.from_pretrained(base(), tmp_path / "adapter").eval()
+    assert_close(logits(reference), logits(model), 1e-5)
+    with pytest.raises(ConfigError, match=r"rank=4 is too much for \S+shared_expert_gate \(32 × 1\)"):
+        LoRA(rank=4, targets=["shared_expert_gate"]).attach(base(), torch.Generator())
+    with pytest.raises(ConfigError, match=r"rank=64 is too much for"):
+        LoRA(rank=64).attach(base(), torch.Generator())

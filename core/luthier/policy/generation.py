@@ -89,25 +89,30 @@ def _continued(
     policy: ModelPolicy, codec: Codec, prompts: list[list[int]], decoding: Decoding, ends: frozenset[int]
 ) -> list[list[int]]:
     """Return `n` continuations of each prompt; prompts are padded on the left."""
+    from transformers import GenerationConfig
+
     width = max(map(len, prompts))
     pad = codec.tokenizer.pad_token_id
     ids = torch.tensor([[pad] * (width - len(prompt)) + prompt for prompt in prompts], device=policy.device)
-    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
-    mask = mask.to(policy.device)
-    with policy.native_attention(), policy.autocast():
-        started = _started(policy.model, ids, mask, decoding.n)
-        out = policy.model.generate(
-            input_ids=ids.repeat_interleave(decoding.n, 0),
-            attention_mask=mask.repeat_interleave(decoding.n, 0),
-            max_new_tokens=_room(policy, width, decoding.max_new_tokens),
-            eos_token_id=sorted(ends),
-            repetition_penalty=1.0,
-            pad_token_id=pad,
-            # Processes answer different numbers of prompts, and none needs another for it.
-            synced_gpus=False,
-            **_choice(decoding),
-            **started,
-        )
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in prompts], device=policy.device)
+    sampled = {"do_sample": True, "temperature": decoding.temperature, "top_p": decoding.top_p, "top_k": 0}
+    own = policy.model.generation_config
+    # Penalties, beams and forced tokens that came with a checkpoint are none of ours.
+    policy.model.generation_config = GenerationConfig(eos_token_id=sorted(ends), pad_token_id=pad)
+    try:
+        with policy.native_attention(), policy.autocast():
+            started = _started(policy.model, ids, mask, decoding.n)
+            out = policy.model.generate(
+                input_ids=ids.repeat_interleave(decoding.n, 0),
+                attention_mask=mask.repeat_interleave(decoding.n, 0),
+                max_new_tokens=_room(policy, width, decoding.max_new_tokens),
+                # Processes answer different numbers of prompts, and none needs another for it.
+                synced_gpus=False,
+                **(sampled if decoding.temperature is not None else {"do_sample": False}),
+                **started,
+            )
+    finally:
+        policy.model.generation_config = own
     rows: list[list[int]] = out[:, width:].tolist()
     return rows
 
@@ -136,12 +141,6 @@ def _started(model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor, n: i
     )
     cache.batch_repeat_interleave(n)
     return {"past_key_values": cache}
-
-
-def _choice(decoding: Decoding) -> dict[str, Any]:
-    if decoding.temperature is None:
-        return {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-    return {"do_sample": True, "temperature": decoding.temperature, "top_p": decoding.top_p, "top_k": 0}
 
 
 def _ends(policy: ModelPolicy, codec: Codec) -> frozenset[int]:

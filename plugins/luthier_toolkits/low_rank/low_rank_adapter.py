@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from typing import Any, ClassVar
 
+import torch
 from torch import nn
 
-from luthier.adapters import LinearAdapter, linear_shape, value_for
+from luthier.adapters import (
+    ALL_LINEAR,
+    AdaptedLinear,
+    LinearAdapter,
+    adapted_layers,
+    linear_shape,
+    matches,
+    value_for,
+)
 from luthier.errors import ConfigError, ModelError
 
+log = logging.getLogger("luthier")
 _STARTS_BESIDE_THE_BASE = (True, False, None, "gaussian", "orthogonal", "eva")
 
 
@@ -52,17 +64,54 @@ class LowRankAdapter(LinearAdapter):
             raise ConfigError(f"dropout={self.dropout} must be in [0, 1)")
 
     def rank_and_scale(self, name: str, base: nn.Module) -> tuple[int, float]:
-        """Return r and s of the layer `name`.
+        """Return r and s of the layer `name`; one that `targets` names in full may have any rank.
 
         Raises:
-            ConfigError: Its weight's shorter side is less than r.
+            ConfigError: The shorter side of another's weight is less than r.
         """
         rank = int(value_for(self.rank_pattern, name, self.rank))
-        if rank > min(linear_shape(base)):
-            shape = " × ".join(map(str, linear_shape(base)))
-            raise ConfigError(f"rank={rank} is too much for {name} ({shape}); lower it or use rank_pattern")
+        # Adapters are read by full names, and PEFT's, as PiSSA's of twice the rank, may be above a weight's.
+        if rank > min(linear_shape(base)) and not (isinstance(self.targets, list) and name in self.targets):
+            raise ConfigError(
+                f"rank={rank} is too much for {name} ({_shape(base)}); lower it or use rank_pattern"
+            )
         alpha = value_for(self.alpha_pattern, name, self.alpha)
         return rank, alpha / (math.sqrt(rank) if self.rank_stabilised else rank)
+
+    def wrap_all(
+        self, bases: Mapping[str, nn.Module], generator: torch.Generator
+    ) -> Mapping[str, AdaptedLinear]:
+        """Wrap every layer; with ``all-linear`` those too small for their rank are left out and named.
+
+        Raises:
+            ConfigError: All are too small.
+        """
+        small = {
+            name: base
+            for name, base in bases.items()
+            if self.targets == ALL_LINEAR
+            and value_for(self.rank_pattern, name, self.rank) > min(linear_shape(base))
+        }
+        if len(small) < len(bases):
+            if small:
+                log.warning("too small for their rank, so without an adapter: %s", _named(small))
+            bases = {name: base for name, base in bases.items() if name not in small}
+        return super().wrap_all(bases, generator)
+
+    def peft_config(self, model: nn.Module) -> dict[str, Any]:
+        """See `LinearAdapter.peft_config`; layers whose rank or α differ are named in full.
+
+        Of patterns that overlap PEFT takes the first one, but saves them in another order.
+        """
+        config, layers = super().peft_config(model), adapted_layers(model)
+        return config | {
+            key: {
+                _pattern(name, layers): value
+                for name in layers
+                if (value := value_for(config[key], name, config[usual])) != config[usual]
+            }
+            for key, usual in (("rank_pattern", "r"), ("alpha_pattern", "lora_alpha"))
+        }
 
     def low_rank_config(self, rank_factor: int = 1) -> dict[str, Any]:
         """Return PEFT's options; ranks are `rank_factor` times these, at the same scale s."""
@@ -97,3 +146,19 @@ class LowRankAdapter(LinearAdapter):
             "alpha_pattern": config.get("alpha_pattern") or {},
             "rank_stabilised": bool(config.get("use_rslora")),
         }
+
+
+def _pattern(name: str, names: Collection[str]) -> str:
+    """Return what PEFT finds of all `names` in this one alone: it looks at the end of a name."""
+    alone = not any(matches(name, other) for other in names if other != name)
+    return name if alone else f"^{re.escape(name)}"
+
+
+def _shape(base: nn.Module) -> str:
+    return " × ".join(map(str, linear_shape(base)))
+
+
+def _named(layers: Mapping[str, nn.Module], count: int = 3) -> str:
+    """Return the first `count` of `layers` with their shapes, and how many others there are."""
+    shown = ", ".join(f"{name} ({_shape(base)})" for name, base in list(layers.items())[:count])
+    return f"{shown} and {len(layers) - count} more" if len(layers) > count else shown

@@ -137,6 +137,24 @@ def test_layers_kept_the_other_way_round_merge_too(tmp_path):
     close(whole(tmp_path / "base", report.model_dir), wanted)
 
 
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to")
+@pytest.mark.parametrize("flag", [True, False])
+@pytest.mark.parametrize("targets", [["c_proj", "lm_head"], ["lm_head", "c_attn", "attn.c_proj"]], ids=str)
+def test_of_layers_kept_both_ways_each_is_merged_as_its_base_has_it(tmp_path, targets, flag):
+    """peft#3531: PEFT writes one `fan_in_fan_out` for all; a square weight fits the wrong way round too."""
+    tiny_gpt2(vocab_size=len(tiny_tokenizer()), tie_word_embeddings=False).save_pretrained(tmp_path / "base")
+    tiny_tokenizer().save_pretrained(tmp_path / "base")
+    for seed, label in enumerate("ab"):
+        adapter(tmp_path / label, tmp_path / "base", seed, target_modules=targets)
+        config = json.loads((tmp_path / label / "adapter_config.json").read_text())
+        (tmp_path / label / "adapter_config.json").write_text(json.dumps(config | {"fan_in_fan_out": flag}))
+    wanted = expected(tmp_path, "ab", [0.5, 0.5])
+    report = merged(tmp_path, tmp_path / "run", "ab", "merger=soup")
+    close(load_file(report.model_dir / "model.safetensors"), wanted)
+    report = merged(tmp_path, tmp_path / "other", "ab", "merger=soup", "result=adapter")
+    close(whole(tmp_path / "base", report.model_dir), wanted)
+
+
 def test_a_run_of_luthier_is_a_model_too(adapters, tmp_path):
     from helpers import write_rows
     from luthier import train

@@ -1,6 +1,8 @@
 """`sample`: answers, what their source says of them, and what is written of it."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -8,6 +10,7 @@ from helpers import save_tiny, write_rows
 from luthier import ConfigError, DataError, compose, train
 from luthier.policy.generation import Answer
 from luthier_plugins.commands.sample import sample, sampling
+from luthier_plugins.commands.sample.journal import Journal
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +111,39 @@ def test_a_file_that_is_there_is_not_written_over(folder, tmp_path):
     with pytest.raises(ConfigError, match="is there already"):
         sample(given(folder, tmp_path / "out.jsonl"))
     assert (tmp_path / "out.jsonl").read_text() == "mine\n"
+
+
+def test_a_file_that_is_being_written_is_left_to_who_writes_it(tmp_path):
+    """Of two commands with one `out` the later one is refused, and takes nothing from the first."""
+    out = tmp_path / "new" / "answers.jsonl"
+    first = Journal(out, "one")
+    first.add([{"a": 1}], {})
+    for made in ("one", "another"):
+        with pytest.raises(
+            ConfigError, match=r"answers.jsonl is being written by a command that has not ended"
+        ):
+            Journal(out, made)
+    first.add([{"a": 2}], {})
+    first.close()
+    assert out.read_text() == '{"a": 1}\n{"a": 2}\n'
+    assert list(out.parent.iterdir()) == [out]
+    with pytest.raises(ConfigError, match="is there already"):
+        Journal(out, "one")
+    assert list(out.parent.iterdir()) == [out]
+
+
+def test_what_was_stopped_holds_nothing(tmp_path):
+    """A killed command's lock ends with it; what it had written is gone on with."""
+    out = tmp_path / "answers.jsonl"
+    script = (
+        "import os, pathlib, sys; from luthier_plugins.commands.sample.journal import Journal;"
+        "j = Journal(pathlib.Path(sys.argv[1]), 'one'); j.add([{'a': 1}], {}); os.kill(os.getpid(), 9)"
+    )
+    assert subprocess.run([sys.executable, "-c", script, str(out)], check=False).returncode == -9
+    again = Journal(out, "one")
+    assert again.parts == 1
+    again.close()
+    assert list(tmp_path.iterdir()) == [out]
 
 
 def test_rows_without_a_prompt_or_an_answer_are_named(folder, tmp_path, told):

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from transformers import GenerationConfig
 
 from helpers import tiny_llama, tiny_tokenizer
 from luthier import Codec, DataSource, ModelPolicy, Row
 from luthier.config.options import EvaluationConfig
 from luthier.data.data import encode
 from luthier.evaluation.evaluation import Evaluator, greedy
+from luthier.policy.generation import Decoding, answers
 from luthier_plugins.objectives.sft import SFT
 
 PROMPTS = ["a", "What is 12 + 7?", "user", "one two three", "2"]
@@ -117,14 +119,59 @@ def test_an_answer_ends_at_the_token_training_teaches_and_at_the_checkpoints_own
     asked = {}
 
     def record(input_ids, **options):
-        asked.update(options)
+        asked.update(options, ends=set(policy.model.generation_config.eos_token_id))
         return input_ids
 
     monkeypatch.setattr(policy.model, "generate", record)
     monkeypatch.setattr(policy.model.generation_config, "eos_token_id", own)
-    monkeypatch.setattr(policy.model.generation_config, "repetition_penalty", 1.3)
     generate(policy, codec, [[5, 6, 7]], EvaluationConfig(max_new_tokens=500))
     ends = {codec.tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
-    assert set(asked["eos_token_id"]) == ends
-    assert asked["repetition_penalty"] == 1.0
+    assert asked["ends"] == ends
     assert asked["max_new_tokens"] == 256 - 3
+
+
+OF_A_CHECKPOINT = {
+    "min_p": 0.9, "typical_p": 0.2, "epsilon_cutoff": 0.5, "eta_cutoff": 0.5, "top_k": 1, "top_p": 0.1,
+    "temperature": 9.0, "do_sample": True, "repetition_penalty": 5.0, "no_repeat_ngram_size": 1,
+    "encoder_repetition_penalty": 2.0, "suppress_tokens": list(range(3, 60)), "begin_suppress_tokens": [5],
+    "bad_words_ids": [[token] for token in range(60, 100)], "sequence_bias": [[[7], 50.0]],
+    "forced_eos_token_id": 1, "forced_bos_token_id": 9, "min_new_tokens": 3, "min_length": 9,
+    "exponential_decay_length_penalty": (1, 9.0), "renormalize_logits": True, "num_beams": 3,
+    "num_return_sequences": 2, "length_penalty": 3.0, "early_stopping": True, "max_length": 4,
+    "max_time": 0.0, "stop_strings": ["a"], "guidance_scale": 2.0, "use_cache": False,
+    "return_dict_in_generate": True, "output_scores": True, "assistant_early_exit": 1,
+    "prompt_lookup_num_tokens": 2, "penalty_alpha": 0.6,
+}  # fmt: skip
+"""Options of ``generation_config.json``, each with a value that changes answers or how they come."""
+
+
+@pytest.mark.parametrize("option", OF_A_CHECKPOINT)
+@pytest.mark.parametrize("temperature", [None, 0.7])
+def test_nothing_that_came_with_a_checkpoint_changes_an_answer(parts, monkeypatch, option, temperature):
+    """verl#7270, trl#235: what is measured, or trained on, is the model and what the user set."""
+    policy, codec = parts
+    prompts = [codec.prompt_ids(prompt) for prompt in PROMPTS]
+
+    def all_answers():
+        torch.manual_seed(0)
+        decoding = Decoding(6, 5, 2, temperature)
+        return {place: [a.ids for a in many] for place, many in answers(policy, codec, prompts, decoding)}
+
+    expected = all_answers()
+    with_it = GenerationConfig(eos_token_id=policy.model.generation_config.eos_token_id)
+    setattr(with_it, option, OF_A_CHECKPOINT[option])
+    monkeypatch.setattr(policy.model, "generation_config", with_it)
+    assert all_answers() == expected
+    assert policy.model.generation_config is with_it, "it is saved with the model, as it came"
+
+
+def test_an_answer_is_the_likeliest_token_each_time(parts):
+    policy, codec = parts
+    for prompt in PROMPTS:
+        ids = list(codec.prompt_ids(prompt))
+        start = len(ids)
+        with policy.native_attention(), torch.no_grad():
+            while len(ids) < start + 6 and ids[-1] != codec.tokenizer.eos_token_id:
+                ids.append(int(policy.model(torch.tensor([ids])).logits[0, -1].argmax()))
+        ((_, (answer,)),) = answers(policy, codec, [ids[:start]], Decoding(6, 1))
+        assert list(answer.ids) == ids[start:]

@@ -351,7 +351,7 @@ def test_options_that_cannot_train_are_refused():
     with pytest.raises(ConfigError, match=r"alpha=0\.0"):
         DoRA(alpha=0.0)
     with pytest.raises(ConfigError, match=r"rank=17 is too much for model.layers.0.self_attn.k_proj"):
-        attached(rank=17)
+        attached(rank=17, targets=["q_proj", "k_proj"])
 
 
 def test_on_the_meta_device_only_shapes_are_made():

@@ -295,7 +295,7 @@ def test_a_rank_above_the_weights_is_refused():
     with pytest.raises(
         ConfigError, match=r"rank=17 is too much for model.layers.0.self_attn.k_proj \(32 × 16\)"
     ):
-        attached(rank=17)
+        attached(rank=17, targets=["q_proj", "k_proj"])
 
 
 def test_a_saved_pissa_adapter_is_not_loaded_into_another():

@@ -281,6 +281,19 @@ def test_what_cannot_be_projected_is_told(options, told):
     assert "\n" not in str(caught.value)
 
 
+def test_matrices_smaller_than_the_rank_are_left_as_they_are(caplog):
+    """A router of 3 experts beside matrices of 12; asked for by its name, it is refused."""
+    router = nn.Parameter(torch.randn(3, 12, generator=generator(0)))
+    named = {**parameters(), "layers.0.router.weight": router}
+    optimiser = built(named, rank=4)
+    (ranks,) = ({g["rank"] for g in optimiser.param_groups if any(p is router for p in g["params"])},)
+    assert ranks == {0}
+    assert "smaller than rank=4, so not projected: layers.0.router.weight" in caplog.text
+    assert GaLore(rank=4).state_bytes("layers.0.router.weight", (3, 12)) == 8 * 3 * 12
+    with pytest.raises(ConfigError, match=r"more than the shorter side of layers.0.router.weight \(3×12\)"):
+        built(named, rank=4, targets=["router"])
+
+
 def test_a_model_without_a_linear_layer_is_told():
     with pytest.raises(ConfigError, match="no matrix of a linear layer trains"):
         GaLore().build([("embed_tokens.weight", nn.Parameter(torch.zeros(4, 4)))])

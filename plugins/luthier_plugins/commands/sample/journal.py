@@ -1,6 +1,7 @@
 """A file of JSON lines that grows part by part; what was stopped goes on where it was.
 
 The lines go to ``NAME.part``; beside it, ``NAME.part.json`` says how far they are whole, and what made them.
+Who writes holds ``NAME.part.lock``.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from luthier.errors import ConfigError
 
@@ -37,13 +40,19 @@ class Journal:
         """Find what was stopped, or begin.
 
         Raises:
-            ConfigError: The file exists, cannot be written, or something else was begun there.
+            ConfigError: The file exists, cannot be or is being written, or something else was begun there.
         """
-        if self.out.exists():
-            raise ConfigError(f"out={self.out} is there already; choose another file, or remove it")
         self._draft = self.out.with_name(f"{self.out.name}.part")
         self._note = self.out.with_name(f"{self.out.name}.part.json")
-        self._guarded(self._open)
+        self._lock = FileLock(self.out.with_name(f"{self.out.name}.part.lock"), timeout=0)
+        self._guarded(self._hold)
+        try:
+            if self.out.exists():
+                raise ConfigError(f"out={self.out} is there already; choose another file, or remove it")
+            self._guarded(self._open)
+        except BaseException:
+            self._release()
+            raise
 
     def add(self, lines: Iterable[dict[str, Any]], state: dict[str, Any]) -> None:
         """Append a part and remember `state`.
@@ -61,15 +70,30 @@ class Journal:
         """
         self._guarded(self._draft.replace, self.out)
         self._note.unlink(missing_ok=True)
+        self._release()
 
     def abandon(self) -> None:
         """Leave nothing behind where no part is whole, so that the mended command begins anew."""
         if not self.parts:
             self._draft.unlink(missing_ok=True)
             self._note.unlink(missing_ok=True)
+        self._release()
+
+    def _hold(self) -> None:
+        self.out.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock.acquire()
+        except Timeout as error:
+            raise ConfigError(
+                f"out={self.out} is being written by a command that has not ended; wait, or choose another"
+            ) from error
+
+    def _release(self) -> None:
+        # Removed while it is held: who opened it meanwhile finds the file that is made of it.
+        Path(self._lock.lock_file).unlink(missing_ok=True)
+        self._lock.release()
 
     def _open(self) -> None:
-        self.out.parent.mkdir(parents=True, exist_ok=True)
         if not self._note.exists():
             self._draft.write_bytes(b"")
             return

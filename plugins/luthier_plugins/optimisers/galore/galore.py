@@ -4,6 +4,7 @@ Deliberately missing: projecting tensors of three dimensions (fused experts), wh
 moments in eight bits.
 """
 
+import logging
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -13,9 +14,12 @@ import torch
 from torch import nn
 
 from luthier import ConfigError, Register, hookimpl, is_target, option, select_matrices
+from luthier.adapters import ALL_LINEAR
 from luthier_plugins.optimisers.galore.layerwise import ProjectedAdamInBackward
 from luthier_plugins.optimisers.galore.projected_adam import ProjectedAdam
 from luthier_toolkits.adam import AdamOptimiser, module_of
+
+log = logging.getLogger("luthier")
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,7 @@ class GaLore(AdamOptimiser):
     needs_whole_parameters: ClassVar[bool] = True
     after_backward: ClassVar[str] = "optimiser.layerwise=false"
 
-    rank: int = option(128, "Rank r of the subspace; at most the shorter side of every target.")
+    rank: int = option(128, "Rank r of the subspace; all-linear leaves out matrices with a shorter side.")
     refresh_every: int = option(200, "Steps T between two bases of a matrix; matrices take turns.")
     scale: float = option(0.25, "Factor s on the update of a projected matrix; the paper's α.")
     svd: Literal["subspace", "exact"] = option(
@@ -87,14 +91,19 @@ class GaLore(AdamOptimiser):
 
     def state_bytes(self, name: str, shape: tuple[int, ...]) -> float:
         """Of a target the basis and two moments of R, else two moments; all fp32."""
-        if len(shape) != 2 or not is_target(self.targets, module_of(name)):
+        projected = len(shape) == 2 and is_target(self.targets, module_of(name))
+        if not projected or self._too_small(shape):
             return 8.0 * math.prod(shape)
         return 4.0 * min(self.rank, *shape) * (min(shape) + 2 * max(shape))
 
     def _chosen(self, shapes: Mapping[str, tuple[int, ...]]) -> set[str]:
-        """Return the names of the parameters that are projected."""
+        """Return the names of the parameters that are projected; of ``all-linear`` those large enough."""
         modules = {module_of(name): name for name, shape in shapes.items() if len(shape) == 2}
         chosen = {modules[module] for module in select_matrices(modules, self.targets)}
+        small = {name for name in chosen if self._too_small(shapes[name])}
+        if small and small != chosen:
+            log.warning("smaller than rank=%d, so not projected: %s", self.rank, ", ".join(sorted(small)[:3]))
+            chosen -= small
         for name in shapes:
             if name in chosen and self.rank > min(shapes[name]):
                 shape = "×".join(map(str, shapes[name]))
@@ -103,6 +112,10 @@ class GaLore(AdamOptimiser):
                     "optimiser.rank, or leave it out of optimiser.targets"
                 )
         return chosen
+
+    def _too_small(self, shape: tuple[int, ...]) -> bool:
+        """Whether ``all-linear`` leaves a matrix of this shape, as a router's, as it is."""
+        return self.targets == ALL_LINEAR and self.rank > min(shape)
 
     def _split(self, groups: list[dict[str, Any]], chosen: set[str]) -> list[dict[str, Any]]:
         """Return every group as two, what is projected and what is not, without empty ones."""

@@ -195,8 +195,7 @@ def _change(job: TensorJob, merger: Merger, statistics: Any) -> torch.Tensor:
             merged.view(-1), group.base.view(-1), out=change[group.start : group.start + merged.numel()]
         )
     whole = change.view(job.shape)
-    transposed = any(model.adapter is not None and model.adapter.transposed for model in job.inputs)
-    return whole.T if transposed else whole
+    return whole.T if any(model.transposes(job.name) for model in job.inputs) else whole
 
 
 def _merged_layer(layer: str, factors: Factors, model: MergeInput) -> MergedTensor:
@@ -226,7 +225,8 @@ def _write(
         tensors[f"{PREFIX}{layer}.lora_B.weight"] = F.pad(change.b, (0, missing)).contiguous()
     settings = {
         "peft_type": "LORA", "task_type": "CAUSAL_LM", "r": rank, "lora_alpha": rank, "lora_dropout": 0.0,
-        "target_modules": sorted(factors), "fan_in_fan_out": adapter.transposed, "bias": "none",
+        "target_modules": sorted(factors), "fan_in_fan_out": any(model.conv1d for model in inputs),
+        "bias": "none",
         "base_model_name_or_path": report.base, "inference_mode": True, "init_lora_weights": True,
         "use_rslora": False, "rank_pattern": {}, "alpha_pattern": {}, "modules_to_save": None,
         "revision": None,

@@ -15,6 +15,7 @@ from torch import nn
 from luthier.adapters import WEIGHTS, AdaptedLinear, SavedAdapter, adapted_layers, read_adapter
 from luthier.errors import ConfigError, LuthierError, ModelError
 from luthier.models import adapter_readers, find_source
+from luthier_plugins.commands.merge.io.base_model import conv1d_layers
 from luthier_plugins.commands.merge.io.hashes import FileHashes
 from luthier_plugins.commands.merge.io.weight_files import Checkpoint, Stored, open_checkpoint
 
@@ -36,6 +37,7 @@ class MergeInput:
         adapter: What lies on it.
         adapter_folder: Where that comes from.
         layers: The layers that it changes.
+        conv1d: Those of them that keep their weight (d_in, d_out).
         hashes: Of the files of its weights.
     """
 
@@ -44,7 +46,8 @@ class MergeInput:
     config: Mapping[str, Any]
     adapter: SavedAdapter | None = None
     adapter_folder: Path | None = None
-    layers: frozenset[str] = field(default=frozenset())
+    layers: frozenset[str] = frozenset()
+    conv1d: frozenset[str] = frozenset()
     hashes: FileHashes = field(default_factory=FileHashes)
 
     @property
@@ -72,13 +75,16 @@ class MergeInput:
         """Whether the adapter changes the tensor `name`."""
         return name.removesuffix(WEIGHT) in self.layers if name.endswith(WEIGHT) else False
 
+    def transposes(self, name: str) -> bool:
+        """Whether the adapter changes the tensor `name`, and that is (d_in, d_out)."""
+        return name.removesuffix(WEIGHT) in self.conv1d
+
     @torch.no_grad()
     def read(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
         """Return elements of a tensor in fp32, (stop − start,); what the adapter changes is read whole."""
         if self.adapts(name):
-            assert self.adapter is not None
             merged = self.layer(name).merged_weight()
-            return (merged.T if self.adapter.transposed else merged).reshape(-1)[start:stop]
+            return (merged.T if self.transposes(name) else merged).reshape(-1)[start:stop]
         return self.checkpoint.read(name, start, stop).float()
 
     def layer(self, name: str) -> AdaptedLinear:
@@ -88,7 +94,7 @@ class MergeInput:
         stored = self.tensors[name]
         weight = self.checkpoint.read(name).float().view(stored.shape)
         root = nn.Module()
-        _put(root, module, _linear(weight, self.adapter.transposed))
+        _put(root, module, _linear(weight, self.transposes(name)))
         try:
             self.adapter.method(module).attach(root, torch.Generator())
             self.adapter.method(module).load_state(root, self.adapter.of(module))
@@ -180,11 +186,12 @@ def open_input(label: str, path: str) -> MergeInput:
             return MergeInput(label, checkpoint, config, hashes=FileHashes(checkpoint.files))
         adapter = read_adapter(source.adapter, adapter_readers(), _modules(checkpoint))
         adapter = _checked(source.adapter, adapter, checkpoint)
+        layers = frozenset(adapter.layers)
+        conv1d = layers & conv1d_layers(checkpoint.folder, config)
     except LuthierError as error:
         raise type(error)(f"{place_of(label)}: {error}") from error
-    layers = frozenset(adapter.layers)
     hashes = FileHashes([*checkpoint.files, source.adapter / WEIGHTS])
-    model = MergeInput(label, checkpoint, config, adapter, source.adapter, layers, hashes)
+    model = MergeInput(label, checkpoint, config, adapter, source.adapter, layers, conv1d, hashes)
     if layers:
         # What attaching imports shall be in memory before anyone looks how much of that is free.
         model.layer(min((name + WEIGHT for name in layers), key=lambda name: model.tensors[name].count))

@@ -3,34 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, cast
-
-import torch
+from typing import TYPE_CHECKING
 
 from luthier.errors import ModelError
-from luthier.models import class_of, from_pretrained, quiet, saved_kind
 from luthier_plugins.commands.merge.io.inputs import MergeInput
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-
-def empty_model(of: MergeInput) -> PreTrainedModel:
-    """Return the model of a checkpoint's config, without weights: a language model, or with a head of scores.
-
-    Raises:
-        ModelError: transformers does not know it.
-    """
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    config = from_pretrained(AutoConfig, str(of.checkpoint.folder))
-    kind = saved_kind(getattr(config, "architectures", None))
-    try:
-        with torch.device("meta"), quiet():
-            model = (class_of(kind) if kind else AutoModelForCausalLM).from_config(config)
-    except (ValueError, KeyError, RuntimeError) as error:
-        raise ModelError(f"{of.checkpoint.folder}: transformers builds no model of it: {error}") from error
-    return cast("PreTrainedModel", model)
 
 
 def may_tie(model: MergeInput) -> bool:

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from luthier.errors import ModelError
+from luthier_plugins.commands.merge.io.base_model import empty_model
 from luthier_plugins.commands.merge.io.inputs import MergeInput
-from luthier_plugins.commands.merge.plan.skeleton import check_names, empty_model, may_tie, tied_names
+from luthier_plugins.commands.merge.plan.skeleton import check_names, may_tie, tied_names
 from luthier_plugins.commands.merge.run.tensor import RUN, TensorJob
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def plan_merge(
     first = base or inputs[0]
     notes = list(_check_configs(first, everyone))
     doubtful = load or any(model.tensors.keys() != first.tensors.keys() for model in everyone)
-    skeleton = empty_model(first) if doubtful or any(map(may_tie, everyone)) else None
+    skeleton = empty_model(first.checkpoint.folder) if doubtful or any(map(may_tie, everyone)) else None
     tied = tied_names(skeleton) if skeleton is not None else {}
     _check_ties(tied, inputs)
     names: dict[str, None] = {}
