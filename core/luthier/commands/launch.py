@@ -25,7 +25,7 @@ from luthier.registry import catalogue, command
 from luthier.runs import resumed_run
 
 # The server's socket is in the folder for temporary files, and its path has room for some hundred characters.
-START = "forkserver" if os.name == "posix" and len(os.fsencode(tempfile.gettempdir())) < 60 else "spawn"
+START = "forkserver" if sys.platform == "linux" and len(os.fsencode(tempfile.gettempdir())) < 60 else "spawn"
 PRELOADED = "luthier.commands.preparation"
 """Imported once for all jobs. It must leave the GPU alone: whoever is forked later could not use it."""
 
