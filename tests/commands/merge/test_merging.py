@@ -272,10 +272,35 @@ def test_tied_weights_are_written_once(tmp_path):
     report = merged(tmp_path, tmp_path / "run", "merger=ties")
     assert "lm_head.weight" not in weights(report.model_dir)
     assert any("lm_head.weight" in note for note in report.notes)
-    tensors["lm_head.weight"] += 1  # no copy any more
-    save_file(tensors, tmp_path / "two" / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ModelError, match=r"lm_head\.weight is not in models\.one"):
-        merged(tmp_path, tmp_path / "other", "merger=ties")
+
+
+@pytest.mark.parametrize("missing", ["refuse", "present"])
+@pytest.mark.parametrize("order", [("tied", "own"), ("own", "tied"), ("own", "tied", "copy")], ids=str)
+@pytest.mark.parametrize("says", [True, False])
+def test_where_some_heads_are_the_embedding_the_heads_in_use_are_merged(tmp_path, order, missing, says):
+    """mergekit#464: the head of one model alone, under a config that ties it to another, is nobody's."""
+    save_tiny(tmp_path / "tied", seed=1, tie_word_embeddings=True)
+    save_tiny(tmp_path / "copy", seed=2, tie_word_embeddings=True)
+    tensors = weights(tmp_path / "copy")
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+    save_file(tensors, tmp_path / "copy" / "model.safetensors", metadata={"format": "pt"})
+    save_tiny(tmp_path / "own", seed=3, tie_word_embeddings=False)
+    # transformers ties nothing where what is stored differs, so a config that says otherwise means nothing.
+    config = json.loads((tmp_path / "own" / "config.json").read_text())
+    (tmp_path / "own" / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": says}))
+    models = ", ".join(f"{label}: {tmp_path / label}" for label in order)
+    given = [f"models={{{models}}}", f"run_dir={tmp_path / 'run'}", "merger=soup", f"missing={missing}"]
+    report = merge(compose("merge", [*given, "check=load"]))
+    heads, embeddings = [], []
+    for label in order:
+        model = AutoModelForCausalLM.from_pretrained(tmp_path / label)
+        heads.append(model.get_output_embeddings().weight)
+        embeddings.append(model.get_input_embeddings().weight)
+    assert json.loads((report.model_dir / "config.json").read_text())["tie_word_embeddings"] is False
+    result = AutoModelForCausalLM.from_pretrained(report.model_dir)
+    torch.testing.assert_close(result.get_output_embeddings().weight, torch.stack(heads).mean(0))
+    torch.testing.assert_close(result.get_input_embeddings().weight, torch.stack(embeddings).mean(0))
+    assert any("the result has one of its own" in note for note in report.notes)
 
 
 def test_other_shapes_are_refused_by_name(models, tmp_path):

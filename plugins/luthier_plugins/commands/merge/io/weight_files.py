@@ -75,6 +75,10 @@ class Checkpoint:
             done += count
         return torch.from_numpy(buffer).view(stored.dtype)
 
+    def borrow(self, name: str, of: str) -> None:
+        """Give the tensor `of` a second name."""
+        self.tensors = {**self.tensors, name: self.tensors[of]}
+
     def expect(self, name: str) -> None:
         """Let the system read the tensor `name` ahead."""
         stored = self.tensors[name]

@@ -32,6 +32,20 @@ def tied_names(model: PreTrainedModel) -> Mapping[str, str]:
     return dict(getattr(model, "all_tied_weights_keys", None) or {})
 
 
+def shared_names(model: PreTrainedModel) -> Mapping[str, str]:
+    """Return tensors that a model of this class may have as its own or share → with which."""
+    names = getattr(model, "_tied_weights_keys", None)
+    state = model.state_dict().keys()
+    pairs = names.items() if isinstance(names, Mapping) else ()
+    return {name: of for name, of in pairs if {name, of} <= state}
+
+
+def ties(model: MergeInput) -> bool:
+    """Whether the config of `model` does not say that its output head is its own."""
+    config = model.config.get("text_config") or model.config
+    return config.get("tie_word_embeddings") is not False
+
+
 def check_names(where: str, shapes: Mapping[str, tuple[int, ...]], skeleton: PreTrainedModel) -> None:
     """Compare names and shapes of tensors with those of the model that transformers builds.
 

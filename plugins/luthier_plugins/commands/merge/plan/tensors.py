@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,13 @@ import torch
 from luthier.errors import ModelError
 from luthier_plugins.commands.merge.io.base_model import empty_model
 from luthier_plugins.commands.merge.io.inputs import MergeInput
-from luthier_plugins.commands.merge.plan.skeleton import check_names, may_tie, tied_names
+from luthier_plugins.commands.merge.plan.skeleton import (
+    check_names,
+    may_tie,
+    shared_names,
+    tied_names,
+    ties,
+)
 from luthier_plugins.commands.merge.run.tensor import RUN, TensorJob
 
 if TYPE_CHECKING:
@@ -34,11 +40,13 @@ class MergePlan:
         notes: What a person should know of them, a line each.
         skeleton: The model without weights, as transformers builds it from the result's config; None where
             it was not needed.
+        untied: The result has an output head of its own, whatever the first model's config says.
     """
 
     jobs: tuple[TensorJob, ...]
     notes: tuple[str, ...]
     skeleton: PreTrainedModel | None
+    untied: bool = False
 
 
 @dataclass
@@ -81,6 +89,8 @@ def plan_merge(
     skeleton = empty_model(first.checkpoint.folder) if doubtful or any(map(may_tie, everyone)) else None
     tied = tied_names(skeleton) if skeleton is not None else {}
     _check_ties(tied, inputs)
+    shared = shared_names(skeleton) if skeleton is not None else {}
+    notes += _heads_in_use(shared, everyone)
     names: dict[str, None] = {}
     for model in (first, *everyone):
         names |= dict.fromkeys(model.tensors)
@@ -95,7 +105,23 @@ def plan_merge(
     if skeleton is not None:
         check_names(first.place, {job.name: job.shape for job in findings.jobs}, skeleton)
     notes += _notes(findings, missing)
-    return MergePlan(tuple(findings.jobs), tuple(notes), skeleton)
+    untied = any(job.name in shared for job in findings.jobs)
+    return MergePlan(tuple(findings.jobs), tuple(notes), skeleton, untied)
+
+
+def _heads_in_use(shared: Mapping[str, str], models: Sequence[MergeInput]) -> Iterator[str]:
+    """Where some models have a head of their own, let those without take part with the one that they use.
+
+    Yields:
+        What a person should know of it.
+    """
+    for name, of in shared.items():
+        lacking = [m for m in models if name not in m.tensors and of in m.tensors and ties(m)]
+        if lacking and any(name in m.tensors and not _is_copy(m, name, of) for m in models):
+            for model in lacking:
+                model.checkpoint.borrow(name, of)
+            labels = ", ".join(model.label for model in lacking)
+            yield f"{name} is {of} in {labels}, and merged as that; the result has one of its own"
 
 
 def _job(

@@ -23,6 +23,7 @@ def write_companions(
     report: MergeReport,
     digest: str,
     dtype: torch.dtype | None,
+    untied: bool = False,
 ) -> None:
     """Write everything but the weights into `folder`.
 
@@ -33,12 +34,18 @@ def write_companions(
         report: For ``merge.json`` and the card.
         digest: What tells the merge from any other.
         dtype: Of all floating-point tensors; None where they differ.
+        untied: The result has an output head of its own.
     """
     first = base or inputs[0]
     config = dict(first.config)
     config.pop("torch_dtype", None)
     if dtype is not None:
         config["dtype"] = str(dtype).removeprefix("torch.")
+    if untied:
+        tables = [config, *([dict(config["text_config"])] if config.get("text_config") else [])]
+        for table in tables:
+            table["tie_word_embeddings"] = False
+        config |= {"text_config": tables[1]} if len(tables) > 1 else {}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     # Where an answer ends goes with the tokenizer, not with the base.
     homes = [model.checkpoint.folder / "generation_config.json" for model in (*inputs, first)]

@@ -130,7 +130,8 @@ def merge_models(
         report = _written(config, merger, plan, layout, digest, report)
         report = dataclasses.replace(report, seconds=time.perf_counter() - began)
         dtypes = {job.dtype for job in plan.jobs if job.dtype.is_floating_point}
-        write_companions(work, inputs, base, report, digest, dtypes.pop() if len(dtypes) == 1 else None)
+        only = dtypes.pop() if len(dtypes) == 1 else None
+        write_companions(work, inputs, base, report, digest, only, plan.untied)
         if config.check == "load" and plan.skeleton is not None:
             load_back(work, plan.skeleton)
     except ModelError:
