@@ -55,21 +55,21 @@ def check_evaluation(config: DictConfig) -> None:
     Raises:
         ConfigError: One does.
     """
-    for key, least in (("every", 0), ("batch_size", 1), ("max_new_tokens", 1), ("samples", 0)):
-        value = config.evaluation.get(key, least)
-        if value < least:
-            raise ConfigError(f"evaluation.{key}={value} must be at least {least}")
+    _check_least(config, "evaluation", every=0, batch_size=1, max_new_tokens=1, samples=0)
 
 
 def _check_checkpoints(config: DictConfig) -> None:
-    for key, least in (("every", 0), ("minutes", 0), ("keep", 1)):
-        value = config.checkpoint[key]
-        if value is not None and not value >= least:
-            raise ConfigError(f"checkpoint.{key}={value} must be at least {least}")
+    _check_least(config, "checkpoint", every=0, minutes=0, keep=1)
+    _check_least(config, "evaluation", patience=1)
     for key in ("patience", "restore_best"):
         if config.evaluation[key] and not config.evaluation.every:
             raise ConfigError(
                 f"evaluation.{key} needs evaluations while training: set evaluation.every=STEPS"
             )
-    if config.evaluation.patience is not None and config.evaluation.patience < 1:
-        raise ConfigError(f"evaluation.patience={config.evaluation.patience} must be at least 1")
+
+
+def _check_least(config: DictConfig, where: str, **least: int) -> None:
+    for key, bound in least.items():
+        value = config[where].get(key)
+        if value is not None and not value >= bound:
+            raise ConfigError(f"{where}.{key}={value} must be at least {bound}")

@@ -149,16 +149,9 @@ def load_model(
         reader = reader_of(source.adapter, adapter_readers() if adapters is None else adapters)
         attached = reader.load(model, source.adapter, trainable=train_adapter)
     quantised = quantiser is not None or method is not None
+    model.eval()
     return LoadedModel(
-        model.eval(),
-        tokenizer,
-        dtype,
-        device,
-        autocast_dtype,
-        source.base,
-        source.adapter,
-        quantised,
-        attached,
+        model, tokenizer, dtype, device, autocast_dtype, source.base, source.adapter, quantised, attached
     )
 
 

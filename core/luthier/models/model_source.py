@@ -90,9 +90,8 @@ def _follow(path: str) -> Source:
 def _hub_name(path: str, place: Path) -> Source:
     """Take `path` for a hub name unless it can only be a place on this machine."""
     if path.startswith((".", "~", "/")) or path.count("/") > 1 or place.exists():
-        parent = place.parent
-        siblings = [str(other) for other in parent.iterdir()] if parent.is_dir() else []
-        hint = nearest(str(place), siblings)
+        siblings = map(str, place.parent.iterdir()) if place.parent.is_dir() else ()
+        hint = nearest(str(place), list(siblings))
         raise ModelError(f"model.path={path} is not there: {hint}expected {_EXPECTED}")
     return Source(path)
 
@@ -113,6 +112,8 @@ def _result_of(place: Path) -> Path:
 def _check_safetensors(folder: Path) -> None:
     if not (folder / "config.json").is_file():
         raise ModelError(f"{folder} holds no config.json; expected {_EXPECTED}")
+    if (index := folder / "model.safetensors.index.json").is_file():
+        _check_index(index)
     if any(folder.glob("*.safetensors")):
         return
     if any(folder.glob("*.bin")) or any(folder.glob("*.pt")):
@@ -123,3 +124,16 @@ def _check_safetensors(folder: Path) -> None:
         raise ModelError(f"{folder} holds pickled weights, which can run code when loaded, and no "
                          f'safetensors. If you trust it, convert it: python -c "{convert}"')  # fmt: skip
     raise ModelError(f"{folder} holds no *.safetensors; expected {_EXPECTED}")
+
+
+def _check_index(index: Path) -> None:
+    """Refuse shards that are no safetensors in the folder: transformers would unpickle what it names."""
+    try:
+        named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        wrong = sorted(
+            name for name in named if Path(name).name != name or Path(name).suffix != ".safetensors"
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"{index} is damaged: {type(error).__name__}: {error}") from error
+    if wrong:
+        raise ModelError(f"{index} names {wrong[0]}; expected *.safetensors in the same folder")

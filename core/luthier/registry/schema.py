@@ -55,8 +55,7 @@ def build(cls: type[Any], config: DictConfig) -> Any:
     missing = sorted(str(key) for key in OmegaConf.missing_keys(config))
     if missing:
         raise ConfigError(f"{name}: {', '.join(missing)} must be set: {_help(cls, missing[0])}")
-    values = OmegaConf.to_container(config, resolve=True)
-    assert isinstance(values, dict)
+    values: Any = OmegaConf.to_container(config, resolve=True)
     values.pop("name", None)
     hints = {key: hint for key, hint in get_type_hints(cls).items() if key in options_of(cls)}
     arguments = {str(key): _value(name, str(key), hints, value) for key, value in values.items()}

@@ -2,12 +2,13 @@
 
 import importlib.util
 import json
+import pickle
 import shutil
 
 import pytest
 import torch
 from omegaconf import OmegaConf
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from helpers import tiny_gpt2, tiny_llama, tiny_tokenizer
 from luthier import ConfigError, ModelError
@@ -253,6 +254,59 @@ def test_code_that_comes_with_a_checkpoint_never_runs(base, tmp_path):
 def test_models_that_are_not_there_are_told(options, error, told):
     with pytest.raises(error, match=told):
         load(**options)
+
+
+class Bomb:
+    def __reduce__(self):
+        return eval, ("1 / 0",)
+
+
+@pytest.mark.parametrize(
+    ("shard", "told"),
+    [
+        (
+            "pytorch_model.bin",
+            r"index.json names pytorch_model.bin; expected \*.safetensors in the same folder",
+        ),
+        ("../outside.safetensors", r"index.json names ../outside.safetensors; expected"),
+        ("weights.safetensors.bin", r"index.json names weights.safetensors.bin; expected"),
+        (3, r"index.json is damaged"),
+        (None, r"index.json is damaged"),
+    ],
+)
+def test_an_index_names_safetensors_beside_it_and_nothing_else(base, tmp_path, shard, told):
+    """transformers loads what an index names by its ending, pickles with it."""
+    folder = tmp_path / "inner" / "model"
+    shutil.copytree(base, folder)
+    tensors = load_file(folder / "model.safetensors")
+    if isinstance(shard, str):
+        with (folder / shard).open("wb") as file:
+            pickle.dump(Bomb(), file)
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": dict.fromkeys(tensors, shard)})
+    )
+    for whole in (True, False):
+        if not whole:
+            (folder / "model.safetensors").unlink()
+            (folder / "other.safetensors").touch()
+        with pytest.raises(ModelError, match=told) as error:
+            load(path=str(folder))
+        assert "\n" not in str(error.value)
+
+
+def test_shards_that_an_index_names_are_read(base, tmp_path):
+    tensors = list(load_file(base / "model.safetensors").items())
+    shutil.copytree(base, tmp_path / "model")
+    (tmp_path / "model" / "model.safetensors").unlink()
+    names = {}
+    for number, part in enumerate((tensors[::2], tensors[1::2])):
+        save_file(dict(part), tmp_path / "model" / f"{number}.safetensors", metadata={"format": "pt"})
+        names |= {name: f"{number}.safetensors" for name, _ in part}
+    (tmp_path / "model" / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": names})
+    )
+    one, other = (load(path=str(path)).model.state_dict() for path in (base, tmp_path / "model"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_a_misspelt_folder_is_told_with_the_nearest(base):
