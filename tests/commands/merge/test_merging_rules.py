@@ -15,6 +15,8 @@ from transformers import AutoModelForSequenceClassification
 from helpers import save_tiny, tiny_tokenizer, write_rows
 from luthier import ConfigError, DataError, ModelError, compose
 from luthier_plugins.commands.merge import merge
+from luthier_plugins.commands.merge.report.result import MergeReport, show_merge
+from luthier_plugins.commands.merge.run.tensor import MergedTensor
 from luthier_plugins.mergers.soup import Soup
 
 pytestmark = pytest.mark.slow
@@ -301,3 +303,12 @@ def test_large_numbers_do_not_overflow_the_report(copies, tmp_path):
     first = sorted(zip(LABELS, own, strict=True))[0][1]
     expected = (sum(own) / 3 - first).norm() / first.norm()
     assert told == pytest.approx(float(expected), rel=1e-3)
+
+
+def test_names_of_tensors_stand_whole_on_a_line_of_80_columns(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    names = ["model.layers.10.self_attn.q_proj.weight", "model.layers.29.mlp.down_proj.weight"]
+    tensors = tuple(MergedTensor(name, 0.0123, 0.31, 0.00012, 0.0456) for name in names)
+    show_merge(MergeReport(tmp_path, {"name": "ties"}, {"a": "a"}, None, "model", tensors))
+    lines = [line.split("  ")[0] for line in capsys.readouterr().out.splitlines()]
+    assert set(names) <= set(lines)

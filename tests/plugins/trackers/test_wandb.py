@@ -183,6 +183,22 @@ def test_a_run_folder_keeps_the_id_and_a_resumed_run_goes_on_under_it(folder, tm
     assert story(tmp_path / "new")[4].run_id == (tmp_path / "new" / ID_FILE).read_text()
 
 
+@pytest.mark.parametrize(
+    ("run_dir", "environment", "name", "group"),
+    [
+        ("multirun_a/0", {}, "multirun_a/0", "multirun_a"),
+        ("multirun_a/11", {"WANDB_RUN_GROUP": "mine"}, "multirun_a/11", "mine"),
+        ("runs/first", {}, "first", ""),
+    ],
+)
+def test_jobs_of_a_multirun_are_a_group(folder, tmp_path, monkeypatch, run_dir, environment, name, group):
+    for variable, value in environment.items():
+        monkeypatch.setenv(variable, value)
+    trained(folder, tmp_path / run_dir, "max_steps=1")
+    run = story(tmp_path / run_dir)[4]
+    assert (run.display_name, run.run_group) == (name, group)
+
+
 def test_an_evaluation_by_itself_is_a_run_too(folder, tmp_path):
     more = [f"data.path={folder}/held.jsonl", "evaluation.max_new_tokens=3"]
     report = evaluate(compose("evaluate", overrides(folder, tmp_path / "run", *more)))

@@ -58,7 +58,7 @@ class SampleResult:
 def show_result(result: SampleResult, what: str, picture: str | None) -> None:
     """Print what was sampled, and the curve where answers were chosen among."""
     console = Console(highlight=False)
-    said = [f"{result.prompts:,} prompts · {result.answers:,} answers"]
+    said = [f"{_counted(result.prompts, 'prompt')} · {_counted(result.answers, 'answer')}"]
     if result.judged:
         said[0] += f", {result.right / result.judged:.0%} right"
         said.append(f"{result.solved / result.prompts:.0%} of the prompts have a right one")
@@ -105,3 +105,7 @@ def show_answers(answered: Sequence[Answered]) -> None:
             console.print(Text(" · ".join(parts), style="dim"))
             console.print(Padding(Text(candidate.completion), (0, 0, 0, 2)))
         console.print()
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"

@@ -34,7 +34,9 @@ class WandB(Tracker):
     source: ClassVar[str] = "https://docs.wandb.ai/ref/python"
 
     project: str | None = option(None, "The project; null: $WANDB_PROJECT, or luthier.")
-    run_name: str | None = option(None, "Name of the run; null: the run folder's.")
+    run_name: str | None = option(
+        None, "Name of the run; null: the run folder's, in a multirun with that of the sweep, its group."
+    )
     entity: str | None = option(None, "User or team; null: the account's own.")
     mode: Literal["online", "offline", "disabled"] | None = option(
         None, "online, offline (files to `wandb sync` later) or disabled; null: $WANDB_MODE, or online."
@@ -106,13 +108,17 @@ class WandB(Tracker):
     def _arguments(self, config: DictConfig) -> dict[str, Any]:
         file = Path(config.run_dir) / ID_FILE
         known = file.read_text(encoding="utf-8").strip() if file.exists() else None
+        folder = file.parent
+        # The jobs of a multirun are called 0, 1, … in one folder.
+        sweep = folder.parent.name if folder.name.isdigit() else None
         return {
             "project": self.project or os.environ.get("WANDB_PROJECT") or "luthier",
-            "name": self.run_name or file.parent.name,
+            "name": self.run_name or (f"{sweep}/{folder.name}" if sweep else folder.name),
+            "group": os.environ.get("WANDB_RUN_GROUP") or sweep,
             "entity": self.entity,
             "mode": self._state.mode,
             "tags": list(self.tags),
-            "dir": str(file.parent),
+            "dir": str(folder),
             "config": without_secrets(config),
             "id": known,
             "resume": "allow" if known and self._state.mode == "online" else None,

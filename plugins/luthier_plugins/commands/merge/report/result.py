@@ -135,7 +135,7 @@ def show_merge(report: MergeReport, count: int = 5) -> None:
 
 def _table(report: MergeReport, keys: list[str], count: int) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("tensor", overflow="fold")
+    table.add_column("tensor", no_wrap=True)  # headers of numbers wrap instead
     for key in keys:
         table.add_column(COLUMNS[key], justify="right")
     for tensor in sorted(report.tensors, key=lambda tensor: -tensor.change)[:count]:
