@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from test_merging import LABELS, UP, base_and_tuned, digest, elected, merged, tuned, weights
 from test_merging_adapters import adapter, whole
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, MixtralConfig, MixtralForCausalLM
 
 from helpers import save_tiny, tiny_tokenizer, write_rows
 from luthier import ConfigError, DataError, ModelError, compose
@@ -312,3 +312,39 @@ def test_names_of_tensors_stand_whole_on_a_line_of_80_columns(monkeypatch, tmp_p
     show_merge(MergeReport(tmp_path, {"name": "ties"}, {"a": "a"}, None, "model", tensors))
     lines = [line.split("  ")[0] for line in capsys.readouterr().out.splitlines()]
     assert set(names) <= set(lines)
+
+
+def tiny_mixtral(seed):
+    torch.manual_seed(seed)
+    return MixtralForCausalLM(
+        MixtralConfig(
+            vocab_size=len(tiny_tokenizer()), hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+            num_attention_heads=4, num_key_value_heads=2, num_local_experts=4,
+        )
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_a_family_that_is_stored_in_other_pieces_is_merged_and_checked(tmp_path, old):
+    """mergekit#692: on disk a Mixtral has a tensor an expert, in memory one of all; old files have more."""
+    for seed, label in enumerate("ab"):
+        tiny_mixtral(seed).save_pretrained(tmp_path / label)
+        tiny_tokenizer().save_pretrained(tmp_path / label)
+        tensors = weights(tmp_path / label)
+        assert "model.layers.0.block_sparse_moe.experts.3.w2.weight" in tensors
+        if old:
+            tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(4)
+            save_file(tensors, tmp_path / label / "model.safetensors", metadata={"format": "pt"})
+    models = f"models={{a: {tmp_path / 'a'}, b: {tmp_path / 'b'}}}"
+    report = merge(compose("merge", [models, f"run_dir={tmp_path / 'run'}", "merger=soup", "check=load"]))
+    one, other, result = (
+        MixtralForCausalLM.from_pretrained(path).state_dict()
+        for path in (tmp_path / "a", tmp_path / "b", report.model_dir)
+    )
+    for name, tensor in result.items():
+        torch.testing.assert_close(tensor, (one[name] + other[name]) / 2)
+    del tensors["model.layers.1.block_sparse_moe.experts.3.w2.weight"]
+    for label in "ab":
+        save_file(tensors, tmp_path / label / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"model.layers.1.\S+ is missing, which MixtralForCausalLM has"):
+        merge(compose("merge", [models, f"run_dir={tmp_path / 'other'}", "merger=soup", "check=load"]))

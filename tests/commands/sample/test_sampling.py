@@ -1,6 +1,7 @@
 """`sample`: answers, what their source says of them, and what is written of it."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -76,6 +77,20 @@ def test_a_rows_own_completion_can_stand_in(folder, tmp_path, told):
     assert written(tmp_path / "pairs.jsonl")[1] == {
         "prompt": "a longer one: 1 + 2 =", "chosen": " 3", "rejected": "9", "answer": "3",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("write", "why"),
+    [
+        ("pairs", r"0 pairs in .*: no prompt has an answer that is good enough beside a worse one"),
+        ("rows", r"0 rows in .*: no answer is good enough and came to an end"),
+    ],
+)
+def test_that_nothing_is_written_has_a_reason(folder, tmp_path, monkeypatch, capsys, write, why):
+    said = {place: [Answer("9", True), Answer("8", False)] for place in range(2)}
+    monkeypatch.setattr(sampling, "answers", lambda *_: iter(said.items()))
+    assert sample(given(folder, tmp_path / "out.jsonl", f"write={write}")).written == 0
+    assert re.search(why, " ".join(capsys.readouterr().out.split()))
 
 
 def test_right_answers_become_rows(folder, tmp_path, told):

@@ -17,6 +17,13 @@ from luthier.evaluation import plain_text
 from luthier_plugins.commands.sample.candidates import Answered
 from luthier_plugins.commands.sample.statistics import Point, SampleStatistics
 
+NONE = {
+    "pairs": ": no prompt has an answer that is good enough beside a worse one that came to an end; a larger "
+    "n, a higher temperature, more max_new_tokens or gold=true may give some",
+    "rows": ": no answer is good enough and came to an end; a larger n or more max_new_tokens may give some",
+}
+"""Why nothing was written."""
+
 
 @dataclass(frozen=True)
 class SampleResult:
@@ -68,7 +75,8 @@ def show_result(result: SampleResult, what: str, picture: str | None) -> None:
     if len(result.curve) > 1:
         console.print(_table(result.curve))
     if result.out:
-        console.print(f"{result.written:,} {what} in {result.out}", soft_wrap=True)
+        why = "" if result.written else NONE.get(what, "")
+        console.print(f"{result.written:,} {what} in {result.out}{why}", soft_wrap=True)
     if picture:
         console.print(f"score against N in {picture}", soft_wrap=True)
 

@@ -9,6 +9,7 @@ from luthier.errors import ModelError
 from luthier_plugins.commands.merge.io.inputs import MergeInput
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel
 
 
@@ -47,7 +48,7 @@ def ties(model: MergeInput) -> bool:
 
 
 def check_names(where: str, shapes: Mapping[str, tuple[int, ...]], skeleton: PreTrainedModel) -> None:
-    """Compare names and shapes of tensors with those of the model that transformers builds.
+    """Compare names and shapes of tensors with those of the model that transformers builds, or stores.
 
     Args:
         where: What has the tensors, for the message.
@@ -57,11 +58,25 @@ def check_names(where: str, shapes: Mapping[str, tuple[int, ...]], skeleton: Pre
     Raises:
         ModelError: One is missing, or of another shape.
     """
+    from transformers.core_model_loading import revert_weight_conversion
+
+    state = skeleton.state_dict()
+    if _misfit(state, shapes, skeleton) is None:
+        return
+    # Some families, as Mixtral, are stored in other pieces and under other names than they run with.
+    if fault := _misfit(revert_weight_conversion(skeleton, state), shapes, skeleton):
+        raise ModelError(f"{where}: {fault}")
+
+
+def _misfit(
+    state: Mapping[str, torch.Tensor], shapes: Mapping[str, tuple[int, ...]], skeleton: PreTrainedModel
+) -> str | None:
     tied = getattr(skeleton, "all_tied_weights_keys", None) or {}
-    for name, tensor in skeleton.state_dict().items():
+    for name, tensor in state.items():
         if name in shapes:
             if shapes[name] != tuple(tensor.shape):
-                raise ModelError(f"{where}: {name} is {list(shapes[name])}, not {list(tensor.shape)}")
+                return f"{name} is {list(shapes[name])}, not {list(tensor.shape)}"
         # Some checkpoints have their tensors without the prefix of the base model.
         elif name not in tied and name.removeprefix(f"{skeleton.base_model_prefix}.") not in shapes:
-            raise ModelError(f"{where}: {name} is missing, which {type(skeleton).__name__} has")
+            return f"{name} is missing, which {type(skeleton).__name__} has"
+    return None
