@@ -16,7 +16,7 @@ from torch import nn
 
 from luthier.contracts import Adapter
 from luthier.errors import ConfigError, ModelError, unknown
-from luthier.models import TASKS, head_name, head_of, load_head, peft_kind
+from luthier.models import TASKS, head_name, head_of, load_head, peft_kind, read_table
 from luthier.system import written_whole
 
 if TYPE_CHECKING:
@@ -132,12 +132,9 @@ def load_adapter(
         adapter = saved.method(*saved.layers)
         adapter.attach(model, torch.Generator())
         adapter.load_state(model, tensors)
-    except (ConfigError, ModelError) as error:
-        raise ModelError(f"{folder}: {error}") from error
-    try:
         if head is not None:
             load_head(model, *head)
-    except ModelError as error:
+    except (ConfigError, ModelError) as error:
         raise ModelError(f"{folder}: {error}") from error
     if not trainable:
         model.requires_grad_(False)
@@ -246,8 +243,8 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         pickled = (folder / "adapter_model.bin").is_file()
         contents = "only adapter_model.bin, which can run code when loaded" if pickled else "no weights"
         raise ModelError(f"{folder} holds {contents}; expected {WEIGHTS}: save it again with peft >= 0.10")
+    config = read_table(folder / CONFIG)
     try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         tensors = load_file(folder / WEIGHTS)
     except (ValueError, SafetensorError) as error:
         raise ModelError(f"{folder} is damaged: {error}") from error

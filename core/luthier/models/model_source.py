@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from luthier.errors import ConfigError, ModelError, nearest
 from luthier.registry import catalogue
@@ -60,7 +60,7 @@ def find_source(config: Named) -> Source:
     return Source(source.base, _adapter_folder(config.adapter))
 
 
-def _follow(path: str) -> Source:
+def _follow(path: str, above: Path | None = None) -> Source:
     place = Path(path).expanduser()
     if (folder := catalogue().hooks.hook.find_model(name=path, package=None)) is not None:
         return Source(str(folder))
@@ -70,20 +70,17 @@ def _follow(path: str) -> Source:
     if not (place / ADAPTER_CONFIG).is_file():
         _check_safetensors(place)
         return Source(str(place.resolve()))
-    try:
-        base = json.loads((place / ADAPTER_CONFIG).read_text(encoding="utf-8")).get("base_model_name_or_path")
-    except ValueError as error:
-        raise ModelError(f"{place / ADAPTER_CONFIG} is damaged: {error}") from error
-    if not base:
+    if above is not None:
+        raise ModelError(f"{above} is an adapter on another adapter, {place}; only one can be loaded")
+    base = read_table(place / ADAPTER_CONFIG).get("base_model_name_or_path")
+    if not isinstance(base, str) or not base:
         raise ModelError(f"{place}: {ADAPTER_CONFIG} names no base model; "
                          f"give model.path=BASE model.adapter={path}")  # fmt: skip
     try:
-        below = _follow(base)
+        below = _follow(base, place)
     except ModelError as error:
-        raise ModelError(f"the base of {place} is missing ({error}); "
+        raise ModelError(f"the base of {place} cannot be used ({error}); "
                          f"give model.path=BASE model.adapter={path}") from error  # fmt: skip
-    if below.adapter is not None:
-        raise ModelError(f"{place} is an adapter on another adapter, {below.adapter}; only one can be loaded")
     return Source(below.base, place)
 
 
@@ -128,12 +125,24 @@ def _check_safetensors(folder: Path) -> None:
 
 def _check_index(index: Path) -> None:
     """Refuse shards that are no safetensors in the folder: transformers would unpickle what it names."""
+    shards = read_table(index).get("weight_map")
+    if not isinstance(shards, dict):
+        raise ModelError(f"{index} is damaged: expected a weight_map")
+    for shard in shards.values():
+        if not (isinstance(shard, str) and Path(shard).name == shard and shard.endswith(".safetensors")):
+            raise ModelError(f"{index} names {shard}; expected *.safetensors in the same folder")
+
+
+def read_table(file: Path) -> dict[str, Any]:
+    """Return the table of options that a file in JSON holds.
+
+    Raises:
+        ModelError: It holds none, or cannot be read.
+    """
     try:
-        named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        wrong = sorted(
-            name for name in named if Path(name).name != name or Path(name).suffix != ".safetensors"
-        )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(f"{index} is damaged: {type(error).__name__}: {error}") from error
-    if wrong:
-        raise ModelError(f"{index} names {wrong[0]}; expected *.safetensors in the same folder")
+        table = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"{file} is damaged: {error}") from error
+    if not isinstance(table, dict):
+        raise ModelError(f"{file} is damaged: expected a table of options")
+    return table

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from luthier.contracts import Adapter
 from luthier.errors import ModelError, PluginError, unknown
-from luthier.models.model_source import ADAPTER_CONFIG
+from luthier.models.model_source import ADAPTER_CONFIG, read_table
 from luthier.registry import Registered, catalogue
 
 
@@ -37,10 +36,7 @@ def reader_of(folder: Path, adapters: Mapping[str, type[Adapter]]) -> type[Adapt
     """
     if not (folder / ADAPTER_CONFIG).is_file():
         raise ModelError(f"{folder} holds no {ADAPTER_CONFIG}; expected a PEFT folder")
-    try:
-        config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelError(f"{folder} is damaged: {error}") from error
+    config = read_table(folder / ADAPTER_CONFIG)
     if (kind := peft_kind(config)) not in adapters:
         raise ModelError(f"{folder}: {unknown('PEFT kind', kind, adapters)}")
     return adapters[kind]

@@ -131,21 +131,43 @@ class LowRankAdapter(LinearAdapter):
         """Return the options that `config`, an ``adapter_config.json``, means.
 
         Raises:
-            ModelError: The adapter belongs on a base that its own start had changed.
+            ModelError: A value is missing or no number; or the adapter belongs on a base that its own
+                start had changed.
         """
         init = config.get("init_lora_weights", True)
         if init not in _STARTS_BESIDE_THE_BASE:
             way_out = "save it with peft's path_initial_model_for_weight_conversion"
             raise ModelError(f"init_lora_weights='{init}' means a changed base; {way_out}")
         return {
-            "rank": config["r"],
-            "alpha": float(config["lora_alpha"]),
-            "dropout": config.get("lora_dropout") or 0.0,
+            "rank": _number(config, "r", whole=True),
+            "alpha": float(_number(config, "lora_alpha")),
+            "dropout": float(_number({"lora_dropout": 0.0, **_without_none(config)}, "lora_dropout")),
             "targets": list(config["target_modules"]),
-            "rank_pattern": config.get("rank_pattern") or {},
-            "alpha_pattern": config.get("alpha_pattern") or {},
+            "rank_pattern": _numbers(config, "rank_pattern", whole=True),
+            "alpha_pattern": _numbers(config, "alpha_pattern"),
             "rank_stabilised": bool(config.get("use_rslora")),
         }
+
+
+def _number(config: Mapping[str, Any], key: str, whole: bool = False) -> float:
+    """Return a number of ``adapter_config.json``."""
+    value = config.get(key)
+    kinds = int if whole else (int, float)
+    if not isinstance(value, kinds) or isinstance(value, bool) or not math.isfinite(value):
+        raise ModelError(f"{key}={value!r}: expected {'a whole' if whole else 'a'} number")
+    return value
+
+
+def _numbers(config: Mapping[str, Any], key: str, whole: bool = False) -> dict[str, Any]:
+    """Return a table of numbers of ``adapter_config.json``."""
+    table = config.get(key) or {}
+    if not isinstance(table, Mapping):
+        raise ModelError(f"{key}={table!r}: expected numbers by name")
+    return {name: _number(table, name, whole) for name in table}
+
+
+def _without_none(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if value is not None}
 
 
 def _pattern(name: str, names: Collection[str]) -> str:
