@@ -16,8 +16,8 @@ from torch import nn
 
 from luthier.contracts import Adapter
 from luthier.errors import ConfigError, ModelError, unknown
-from luthier.models import TASKS, head_name, head_of, load_head, peft_kind, read_table
-from luthier.system import written_whole
+from luthier.models import TASKS, head_name, head_of, load_head, peft_kind
+from luthier.system import read_table, written_whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

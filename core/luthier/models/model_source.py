@@ -1,12 +1,12 @@
 """From what a person calls a model to a transformers folder or hub name, and an adapter folder."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from luthier.errors import ConfigError, ModelError, nearest
 from luthier.registry import catalogue
+from luthier.system import read_table
 
 ADAPTER_CONFIG = "adapter_config.json"
 _EXPECTED = "a transformers folder, a hub name, a .gguf file, a run folder or a PEFT folder"
@@ -131,18 +131,3 @@ def _check_index(index: Path) -> None:
     for shard in shards.values():
         if not (isinstance(shard, str) and Path(shard).name == shard and shard.endswith(".safetensors")):
             raise ModelError(f"{index} names {shard}; expected *.safetensors in the same folder")
-
-
-def read_table(file: Path) -> dict[str, Any]:
-    """Return the table of options that a file in JSON holds.
-
-    Raises:
-        ModelError: It holds none, or cannot be read.
-    """
-    try:
-        table = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"{file} is damaged: {error}") from error
-    if not isinstance(table, dict):
-        raise ModelError(f"{file} is damaged: expected a table of options")
-    return table

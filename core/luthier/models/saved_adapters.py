@@ -8,8 +8,9 @@ from typing import Any
 
 from luthier.contracts import Adapter
 from luthier.errors import ModelError, PluginError, unknown
-from luthier.models.model_source import ADAPTER_CONFIG, read_table
+from luthier.models.model_source import ADAPTER_CONFIG
 from luthier.registry import Registered, catalogue
+from luthier.system import read_table
 
 
 def adapter_readers() -> dict[str, type[Adapter]]:

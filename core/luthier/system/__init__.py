@@ -5,7 +5,11 @@ from typing import TYPE_CHECKING
 from luthier.faces import attach
 
 if TYPE_CHECKING:
-    from luthier.system.files import sha256_of as sha256_of, written_whole as written_whole
+    from luthier.system.files import (
+        read_table as read_table,
+        sha256_of as sha256_of,
+        written_whole as written_whole,
+    )
     from luthier.system.memory import (
         Watch as Watch,
         anonymous_bytes as anonymous_bytes,

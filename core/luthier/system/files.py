@@ -1,11 +1,15 @@
-"""Folders that are written whole or not at all, and what tells one file's contents from another's."""
+"""Folders that are written whole or not at all, hashes of files, tables in JSON."""
 
 import contextlib
 import hashlib
+import json
 import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+from luthier.errors import ModelError
 
 
 @contextlib.contextmanager
@@ -41,8 +45,20 @@ def _rename(fresh: Path, folder: Path, keep_existing: bool) -> None:
 
 def sha256_of(file: Path) -> str:
     """Return the SHA-256 of `file` in hexadecimal digits."""
-    digest = hashlib.sha256()
     with file.open("rb") as stream:
-        while block := stream.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def read_table(file: Path) -> dict[str, Any]:
+    """Return the table of options that a file in JSON holds.
+
+    Raises:
+        ModelError: It holds none, or cannot be read.
+    """
+    try:
+        table = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"{file} is damaged: {error}") from error
+    if not isinstance(table, dict):
+        raise ModelError(f"{file} is damaged: expected a table of options")
+    return table

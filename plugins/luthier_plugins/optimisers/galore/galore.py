@@ -14,7 +14,6 @@ import torch
 from torch import nn
 
 from luthier import ConfigError, Register, hookimpl, is_target, option, select_matrices
-from luthier.adapters import ALL_LINEAR
 from luthier_plugins.optimisers.galore.layerwise import ProjectedAdamInBackward
 from luthier_plugins.optimisers.galore.projected_adam import ProjectedAdam
 from luthier_toolkits.adam import AdamOptimiser, module_of
@@ -115,7 +114,7 @@ class GaLore(AdamOptimiser):
 
     def _too_small(self, shape: tuple[int, ...]) -> bool:
         """Whether ``all-linear`` leaves a matrix of this shape, as a router's, as it is."""
-        return self.targets == ALL_LINEAR and self.rank > min(shape)
+        return self.targets == "all-linear" and self.rank > min(shape)
 
     def _split(self, groups: list[dict[str, Any]], chosen: set[str]) -> list[dict[str, Any]]:
         """Return every group as two, what is projected and what is not, without empty ones."""

@@ -15,6 +15,7 @@ from rich.console import Console
 
 import luthier
 from luthier import EvaluationReport, Register, StepReport, Tracker, TrainResult, hookimpl, option
+from luthier_plugins.trackers.wandb.client import client, name_and_group
 from luthier_plugins.trackers.wandb.redaction import without_secrets
 
 ID_FILE = "wandb_id.txt"
@@ -49,7 +50,7 @@ class WandB(Tracker):
     def after_config_composed(self, config: DictConfig) -> None:
         """Refuse at once a wandb that is not installed, or that knows no account."""
         self._state.mode = self.mode or os.environ.get("WANDB_MODE") or "online"
-        wandb: Any = None if self._state.mode == "disabled" else _module()
+        wandb: Any = None if self._state.mode == "disabled" else client()
         if self._state.mode == "online" and not wandb.login(prompt=False, verify=False):
             raise luthier.ConfigError("tracker=wandb: nobody is logged in; run `wandb login`, or set "
                               "trackers.wandb.mode=offline and `wandb sync` later")  # fmt: skip
@@ -63,7 +64,7 @@ class WandB(Tracker):
         # wandb records the command line, where a secret may stand; the config says the same.
         argv, sys.argv = sys.argv, sys.argv[:1]
         try:
-            run = self._state.run = _module().init(**self._arguments(config))
+            run = self._state.run = client().init(**self._arguments(config))
         except Exception as error:  # what its service raises shares no base with wandb's own errors
             message = f"tracker=wandb: {' '.join(str(error).split())}; or set trackers.wandb.mode=offline"
             raise luthier.ConfigError(message) from error
@@ -88,7 +89,7 @@ class WandB(Tracker):
         answers = [dataclasses.asdict(sample) for sample in report.samples[: self.samples]]
         if answers and self._state.run is not None:
             rows = [list(answer.values()) for answer in answers]
-            values["answers"] = _module().Table(list(answers[0]), rows)
+            values["answers"] = client().Table(list(answers[0]), rows)
         self._log(report.step, "held_out", values)
         if self._state.config is not None and "adapter" not in self._state.config:
             self._finish(0, _quality(report))
@@ -108,22 +109,20 @@ class WandB(Tracker):
     def _arguments(self, config: DictConfig) -> dict[str, Any]:
         file = Path(config.run_dir) / ID_FILE
         known = file.read_text(encoding="utf-8").strip() if file.exists() else None
-        folder = file.parent
-        # The jobs of a multirun are called 0, 1, … in one folder.
-        sweep = folder.parent.name if folder.name.isdigit() else None
+        name, group = name_and_group(file.parent)
         return {
             "project": self.project or os.environ.get("WANDB_PROJECT") or "luthier",
-            "name": self.run_name or (f"{sweep}/{folder.name}" if sweep else folder.name),
-            "group": os.environ.get("WANDB_RUN_GROUP") or sweep,
+            "name": self.run_name or name,
+            "group": group,
             "entity": self.entity,
             "mode": self._state.mode,
             "tags": list(self.tags),
-            "dir": str(folder),
+            "dir": str(file.parent),
             "config": without_secrets(config),
             "id": known,
             "resume": "allow" if known and self._state.mode == "online" else None,
             "reinit": "create_new",  # beside a run of the person's own, or another of this process
-            "settings": _module().Settings(silent=True, console="off", save_code=False),
+            "settings": client().Settings(silent=True, console="off", save_code=False),
         }
 
     def _log(self, step: int, group: str, values: dict[str, Any]) -> None:
@@ -135,14 +134,6 @@ class WandB(Tracker):
             self._state.run.summary.update(summary)
             self._state.run.finish(exit_code=exit_code)
         self._state.run = None
-
-
-def _module() -> Any:
-    try:
-        import wandb
-    except ImportError as error:
-        raise luthier.ConfigError("tracker=wandb: wandb is not installed; pip install wandb") from error
-    return wandb
 
 
 def _quality(report: EvaluationReport | None, prefix: str = "") -> dict[str, Any]:
