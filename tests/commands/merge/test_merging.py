@@ -303,6 +303,22 @@ def test_where_some_heads_are_the_embedding_the_heads_in_use_are_merged(tmp_path
     assert any("the result has one of its own" in note for note in report.notes)
 
 
+def test_a_head_that_is_lost_is_not_taken_for_a_tied_one(tmp_path):
+    """Llama's heads are their own unless a config says otherwise, and some configs say nothing."""
+    for seed, label in enumerate(("own", "lost"), 1):
+        save_tiny(tmp_path / label, seed=seed, tie_word_embeddings=False)
+    tensors = weights(tmp_path / "lost")
+    del tensors["lm_head.weight"]
+    save_file(tensors, tmp_path / "lost" / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((tmp_path / "lost" / "config.json").read_text())
+    models = f"models={{own: {tmp_path / 'own'}, lost: {tmp_path / 'lost'}}}"
+    for said in ({"tie_word_embeddings": False}, {}):
+        silent = {key: value for key, value in config.items() if key != "tie_word_embeddings"}
+        (tmp_path / "lost" / "config.json").write_text(json.dumps(silent | said))
+        with pytest.raises(ModelError, match=r"lm_head.weight is not in models.lost"):
+            merge(compose("merge", [models, f"run_dir={tmp_path / 'run'}", "merger=soup"]))
+
+
 def test_other_shapes_are_refused_by_name(models, tmp_path):
     root = tmp_path / "models"
     shutil.copytree(models, root)

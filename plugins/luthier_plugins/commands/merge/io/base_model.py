@@ -47,9 +47,8 @@ def conv1d_layers(folder: Path, config: Mapping[str, Any]) -> frozenset[str]:
         ModelError: transformers does not know the model.
     """
     kind = str(config.get("model_type"))
-    spec = find_spec(f"transformers.models.{kind}") and find_spec(
-        f"transformers.models.{kind}.modeling_{kind}"
-    )
+    known = kind.isidentifier() and find_spec(f"transformers.models.{kind}")
+    spec = find_spec(f"transformers.models.{kind}.modeling_{kind}") if known else None
     # Importing a family and building its model takes seconds, and few have such layers.
     if spec and spec.origin and "Conv1D" not in Path(spec.origin).read_text(encoding="utf-8"):
         return frozenset()

@@ -41,10 +41,11 @@ def shared_names(model: PreTrainedModel) -> Mapping[str, str]:
     return {name: of for name, of in pairs if {name, of} <= state}
 
 
-def ties(model: MergeInput) -> bool:
-    """Whether the config of `model` does not say that its output head is its own."""
+def ties(model: MergeInput, skeleton: PreTrainedModel) -> bool:
+    """Whether the output head of `model` is its embedding: as its config says, or its family has it."""
     config = model.config.get("text_config") or model.config
-    return config.get("tie_word_embeddings") is not False
+    usual = getattr(type(skeleton.config.get_text_config()), "tie_word_embeddings", False)
+    return bool(config.get("tie_word_embeddings", usual))
 
 
 def check_names(where: str, shapes: Mapping[str, tuple[int, ...]], skeleton: PreTrainedModel) -> None:

@@ -90,7 +90,8 @@ def plan_merge(
     tied = tied_names(skeleton) if skeleton is not None else {}
     _check_ties(tied, inputs)
     shared = shared_names(skeleton) if skeleton is not None else {}
-    notes += _heads_in_use(shared, everyone)
+    if skeleton is not None:
+        notes += _heads_in_use(shared, [model for model in everyone if ties(model, skeleton)], everyone)
     names: dict[str, None] = {}
     for model in (first, *everyone):
         names |= dict.fromkeys(model.tensors)
@@ -109,14 +110,16 @@ def plan_merge(
     return MergePlan(tuple(findings.jobs), tuple(notes), skeleton, untied)
 
 
-def _heads_in_use(shared: Mapping[str, str], models: Sequence[MergeInput]) -> Iterator[str]:
+def _heads_in_use(
+    shared: Mapping[str, str], tying: Sequence[MergeInput], models: Sequence[MergeInput]
+) -> Iterator[str]:
     """Where some models have a head of their own, let those without take part with the one that they use.
 
     Yields:
         What a person should know of it.
     """
     for name, of in shared.items():
-        lacking = [m for m in models if name not in m.tensors and of in m.tensors and ties(m)]
+        lacking = [m for m in tying if name not in m.tensors and of in m.tensors]
         if lacking and any(name in m.tensors and not _is_copy(m, name, of) for m in models):
             for model in lacking:
                 model.checkpoint.borrow(name, of)
