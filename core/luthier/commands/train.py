@@ -214,6 +214,7 @@ class _Training:
         if self.run.processes.main:
             self.run.adapter.save(model, self.run.run_dir / "model", self.run.loaded.name)
             self.run.loaded.tokenizer.save_pretrained(self.run.run_dir / "model")
+            self.run.loaded.model.generation_config.save_pretrained(self.run.run_dir / "model")
         self.run.processes.gather(None)  # nobody goes on before it is written
 
     def _result(

@@ -20,6 +20,13 @@ class ModelPlace:
     chat_template: str | None = option(
         None, "Replaces the tokenizer's: a Jinja file, or a name such as chatml."
     )
+    system: str = option(
+        "keep", "System turns: keep, or fold into the first user's, for templates without any."
+    )
+    control_tokens: str = option(
+        "keep",
+        "Control tokens that messages spell: keep them, or take them as text; saved with the tokenizer.",
+    )
     shape: dict[str, Any] = option(
         {}, "The model's config (model_type, hidden_size …); read by plan alone, which then needs no model."
     )

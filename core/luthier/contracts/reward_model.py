@@ -39,6 +39,11 @@ class Candidate:
         """Where the prompt comes from, for messages."""
         return self.row.origin if self.row else "a prompt"
 
+    @property
+    def tools(self) -> Any:
+        """What may be called, as the row says."""
+        return self.row.fields.get("tools") if self.row else None
+
 
 Scorer = Callable[[Sequence[Candidate]], torch.Tensor]
 """Scores n candidates: (n,) float32 on the CPU, higher is better."""

@@ -7,6 +7,7 @@ from luthier.faces import attach
 if TYPE_CHECKING:
     from luthier.data.batches import Batches as Batches, RowBatches as RowBatches
     from luthier.data.data import Encoded as Encoded, Sampler as Sampler, encode as encode, read as read
+    from luthier.data.formats import asked as asked
     from luthier.data.run_data import (
         RunRows as RunRows,
         source_rows as source_rows,

@@ -14,7 +14,7 @@ from types import MappingProxyType
 import torch
 
 from luthier.contracts import DataSource, Objective, Row, RowFilter
-from luthier.data.formats import laid_out
+from luthier.data.formats import asked, laid_out
 from luthier.errors import DataError, UnusableRowError
 from luthier.text import Codec
 from luthier.trees import Tree, TreeStore, fit
@@ -33,7 +33,8 @@ class Encoded:
         keys: For every tree a hash of what makes its row the same as another.
         dropped: Reason → number of rows left out for it.
         truncated: Reason → number of rows cut for it.
-        named: Reason → the first rows left out as nothing can be learned from them.
+        noted: What a person should know of rows that are used → their number.
+        named: Reason → the first rows that it is about.
         notes: What else a person should know of the data, a line each.
     """
 
@@ -42,6 +43,7 @@ class Encoded:
     keys: array[int] = field(default_factory=lambda: array("q"))
     dropped: Counter[str] = field(default_factory=Counter)
     truncated: Counter[str] = field(default_factory=Counter)
+    noted: Counter[str] = field(default_factory=Counter)
     named: dict[str, list[str]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
@@ -122,7 +124,11 @@ class Encoded:
             f"{count:,} rows · {tokens:,} tokens, {share:.0f} % supervised · "
             f"{tokens / max(count, 1):,.0f} a row, longest {longest:,}"
         )
-        for name, reasons in (("dropped", self.dropped), ("truncated", self.truncated)):
+        for name, reasons in (
+            ("dropped", self.dropped),
+            ("truncated", self.truncated),
+            ("noted", self.noted),
+        ):
             if reasons:
                 yield f"{name}: {_counted(reasons, self.named)}"
         yield from self.notes
@@ -162,6 +168,7 @@ def encode(
     filters: Sequence[RowFilter] = (),
     keep_rows: bool = True,
     unusable: str = "drop",
+    vocabulary: int | None = None,
 ) -> Encoded:
     """Encode every row of `source`; what is left out or cut is counted.
 
@@ -174,14 +181,19 @@ def encode(
         filters: Row filters, in order.
         keep_rows: Remember the rows themselves, which verifying answers needs and training does not.
         unusable: ``drop`` or ``refuse`` rows that nothing can be learned from.
+        vocabulary: Tokens that the model has a row of its embedding for; None: that is not known.
 
     Raises:
-        DataError: A row is malformed, too long or unusable where that is refused; or none is left.
+        DataError: A row is malformed, has a token that the model does not know, or is too long or unusable
+            where that is refused; or none is left.
     """
     encoded = Encoded()
     for row in read(source, codec.has_template, filters, encoded.dropped):
+        answered = asked(row) or row  # one object, however many trees are of it
         try:
             for tree in _trees(row, objective, codec):
+                for ids in (tree.prompt, *(branch.ids for branch in tree.branches)):
+                    codec.check_known(ids, vocabulary, row.origin)
                 fitted, reason = fit(tree, max_length, overflow, codec.tokenizer.bos_token_id)
                 if fitted is None:
                     encoded.dropped[reason] += 1
@@ -192,7 +204,7 @@ def encode(
                 encoded.trees.append(fitted)
                 encoded.keys.append(_key(row, tree))
                 if keep_rows:
-                    encoded.rows.append(row)
+                    encoded.rows.append(answered)
         except UnusableRowError as error:
             if unusable == "refuse":
                 raise
@@ -200,6 +212,9 @@ def encode(
             encoded.named.setdefault(error.reason, []).extend(
                 [row.origin] * (encoded.dropped[error.reason] <= NAMED)
             )
+    for what, origins in codec.noted.items():
+        encoded.noted[what] = len(origins)
+        encoded.named.setdefault(what, list(origins)[:NAMED])
     if not len(encoded):
         reasons = _counted(encoded.dropped, encoded.named) or "it is empty"
         raise DataError(f"the data holds no usable row ({reasons})")

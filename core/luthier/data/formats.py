@@ -11,8 +11,8 @@ from dataclasses import replace
 from typing import Any
 
 from luthier.contracts import DataSource, Row
-from luthier.errors import DataError, nearest, unknown
-from luthier.text import parse_json
+from luthier.errors import DataError, nearest
+from luthier.text import parse_json, read_messages, role_of
 
 LAYOUTS: dict[str, tuple[str, ...]] = {
     "messages": ("messages",),
@@ -25,12 +25,6 @@ LAYOUTS: dict[str, tuple[str, ...]] = {
 
 OTHER = ("chosen", "rejected")
 """Columns of layouts that only their objectives know."""
-
-ROLES = {
-    "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system",
-    "tool": "tool", "observation": "tool", "function_response": "tool", "function_call": "assistant",
-}  # fmt: skip
-"""ShareGPT's names of roles, and the chat templates'."""
 
 
 def laid_out(row: Row, source: DataSource, chat: bool) -> Row:
@@ -56,12 +50,20 @@ def laid_out(row: Row, source: DataSource, chat: bool) -> Row:
     if isinstance(fields.get("tools"), str):
         fields["tools"] = parse_json(fields["tools"], f"{row.origin}: tools") if fields["tools"] else None
     if layout == "sharegpt":
-        fields["messages"] = _from_sharegpt(fields.pop("conversations"), row.origin)
+        fields["messages"] = read_messages(fields.pop("conversations"), "conversations", row.origin)
     elif layout == "instruction":
         fields.update(_from_instruction(fields, chat, row.origin))
-    if layout in ("sharegpt", "messages"):
+    fields = _only(layout, fields) if layout else fields
+    for name in (name for name in ("messages", "prompt", "completion", *OTHER) if _said(fields.get(name))):
+        fields[name] = read_messages(fields[name], name, row.origin)
+    if "messages" in fields:
         fields["messages"] = _introduced(fields["messages"], fields.get("system"), row.origin)
-    return replace(row, fields=_only(layout, fields) if layout else fields)
+    return replace(row, fields=fields)
+
+
+def _said(value: Any) -> bool:
+    """Whether a column holds a text, or messages; whatever else it is, its objective says what it expects."""
+    return isinstance(value, str) or (isinstance(value, list) and any(isinstance(m, Mapping) for m in value))
 
 
 def _layout_of(fields: Mapping[str, Any], columns: Mapping[str, str]) -> str:
@@ -91,35 +93,6 @@ def _renamed(fields: Mapping[str, Any], columns: Mapping[str, str], origin: str)
     return {**kept, **{wanted: fields[name] for wanted, name in columns.items()}}
 
 
-def _from_sharegpt(turns: Any, origin: str) -> list[dict[str, Any]]:
-    if not isinstance(turns, list) or not turns:
-        description = "an empty list" if turns == [] else type(turns).__name__
-        raise DataError(f"{origin}: conversations must be a list of turns, got {description}")
-    return [
-        _from_turn(turn, f"{origin}: conversations, turn {number}") for number, turn in enumerate(turns, 1)
-    ]
-
-
-def _from_turn(turn: Any, where: str) -> dict[str, Any]:
-    if isinstance(turn, Mapping) and "role" in turn:
-        # The name of one layout over the turns of another, as many files have it.
-        return dict(turn)
-    if not isinstance(turn, Mapping) or not isinstance(turn.get("from"), str):
-        raise DataError(f"{where}: expected {{'from': …, 'value': …}}")
-    if turn["from"] not in ROLES:
-        raise DataError(f"{where}: {unknown('from', turn['from'], ROLES)}")
-    if not isinstance(turn.get("value"), str):
-        raise DataError(f"{where}: value must be text, got {type(turn.get('value')).__name__}")
-    if turn["from"] != "function_call":
-        return {"role": ROLES[turn["from"]], "content": turn["value"]}
-    called = parse_json(turn["value"], where)
-    calls = called if isinstance(called, list) else [called]
-    if not all(isinstance(call, dict) and isinstance(call.get("name"), str) for call in calls):
-        raise DataError(f"{where}: a function_call must be JSON of {{'name': …, 'arguments': …}}")
-    tool_calls = [{"type": "function", "function": call} for call in calls]
-    return {"role": "assistant", "content": "", "tool_calls": tool_calls}
-
-
 def _introduced(messages: Any, system: Any, origin: str) -> Any:
     """Begin a conversation with the row's column `system`, unless it begins with a system turn itself."""
     if system is not None and not isinstance(system, str):
@@ -140,12 +113,42 @@ def _from_instruction(fields: Mapping[str, Any], chat: bool, origin: str) -> dic
     question = "\n\n".join(part for part in (parts["instruction"], parts["input"]) if part.strip())
     if not question:
         raise DataError(f"{origin}: the instruction is empty; drop the row or give it a text")
+    rounds = _rounds(fields.get("history"), origin)
     if not chat:
-        start = f"{parts['system']}\n\n" if parts["system"] else ""
-        return {"prompt": f"{start}{question}\n\n", "completion": parts["output"]}
-    system = [{"role": "system", "content": parts["system"]}] if parts["system"] else []
-    prompt = [*system, {"role": "user", "content": question}]
+        texts = [parts["system"], *(text for pair in rounds for text in pair), question]
+        return {"prompt": "".join(f"{text}\n\n" for text in texts if text), "completion": parts["output"]}
+    prompt = [{"role": "system", "content": parts["system"]}] if parts["system"] else []
+    for question_before, answer in rounds:
+        prompt += [{"role": "user", "content": question_before}, {"role": "assistant", "content": answer}]
+    prompt.append({"role": "user", "content": question})
     return {"prompt": prompt, "completion": [{"role": "assistant", "content": parts["output"]}]}
+
+
+def _rounds(history: Any, origin: str) -> list[tuple[str, str]]:
+    """Return the earlier questions and answers of an instruction."""
+    if isinstance(history, str):
+        history = parse_json(history, f"{origin}: history") if history.strip() else None
+    rounds = list(history) if isinstance(history, list | tuple) else [] if history is None else [history]
+    for pair in rounds:
+        if not isinstance(pair, list | tuple) or len(pair) != 2 or not all(isinstance(t, str) for t in pair):
+            raise DataError(f"{origin}: history must be a list of [question, answer], got {pair!r:.60}")
+    return [(question, answer) for question, answer in rounds]
+
+
+def asked(row: Row) -> Row | None:
+    """Return `row` with the prompt that is to be answered and, where it has one, the answer that it gives.
+
+    Of a conversation, the prompt is everything before its last assistant turn; where that is not the last
+    turn of all, it is the whole. None: there is no prompt.
+    """
+    messages = row.fields.get("messages")
+    if row.fields.get("prompt") is not None or not isinstance(messages, list) or not messages:
+        return row if row.fields.get("prompt") is not None else None
+    count = len(messages) - (role_of(messages[-1]) == "assistant")
+    if not count:
+        return None
+    answer = {"completion": messages[count:]} if messages[count:] else {}
+    return replace(row, fields={**row.fields, "prompt": messages[:count], **answer})
 
 
 def _listed(names: Any) -> str:

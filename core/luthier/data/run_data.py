@@ -25,6 +25,10 @@ class Reader(Protocol):
     def context(self) -> int | None:
         """The longest sequence the model takes in tokens."""
 
+    @property
+    def vocabulary(self) -> int | None:
+        """Tokens that the model's embedding has a row for."""
+
 
 def source_rows(
     config: DictConfig, key: str, reader: Reader, objective: Objective, keep_rows: bool = True
@@ -43,7 +47,9 @@ def source_rows(
     filters = [configs.build("row_filter", node) for node in (config.get("row_filters") or {}).values()]
     length, codec = int(config.max_length or context or 2**20), Codec(reader.tokenizer)
     overflow, unusable = str(config.overflow), str(config.unusable)
-    return source, encode(source, objective, codec, length, overflow, filters, keep_rows, unusable)
+    return source, encode(
+        source, objective, codec, length, overflow, filters, keep_rows, unusable, reader.vocabulary
+    )
 
 
 @dataclass(frozen=True)

@@ -91,7 +91,8 @@ class Evaluator:
 
     def prompted(self) -> list[Row]:
         """Return the held-out rows that have a prompt."""
-        return [row for row in self.held_out.rows if row.fields.get("prompt") is not None]
+        rows = (row for row in self.held_out.rows if row.fields.get("prompt") is not None)
+        return list({id(row): row for row in rows}.values())  # several trees may be of one
 
     def answered(self, rows: Sequence[Row]) -> list[Answer]:
         """Answer the prompts of `rows` greedily."""

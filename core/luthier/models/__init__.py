@@ -30,6 +30,6 @@ if TYPE_CHECKING:
         saved_kind as saved_kind,
     )
     from luthier.models.score_head_setup import check_head as check_head, give_head as give_head
-    from luthier.models.tokenizer import load_tokenizer as load_tokenizer
+    from luthier.models.tokenizer import answer_ends as answer_ends, load_tokenizer as load_tokenizer
 else:
     __getattr__, __dir__, __all__ = attach(__name__)

@@ -17,6 +17,16 @@ MARKER = re.compile(r"<[^<>\s]+>|\[/?[A-Z_]+\]")
 """What the tokens that begin and end turns look like."""
 
 
+FOLD = (
+    "{%- if messages and messages[0].role in ('system', 'developer') -%}"
+    "{%- if messages[1:] and messages[1].role == 'user' -%}{%- set messages = [{'role': 'user', 'content': "
+    "messages[0].content ~ '\n\n' ~ messages[1].content}] + messages[2:] -%}"
+    "{%- else -%}{%- set messages = [{'role': 'user', 'content': messages[0].content}] + messages[1:] -%}"
+    "{%- endif -%}{%- endif -%}"
+)
+"""Before a template that takes no system turn: puts it before the first user's, wherever it is used."""
+
+
 def known_templates() -> dict[str, str]:
     """Return the Jinja text of every named template; built-in ones win over a plugin's of the same name."""
     templates: dict[str, str] = {}

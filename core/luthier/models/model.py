@@ -16,9 +16,10 @@ from luthier.models.pretrained import from_pretrained
 from luthier.models.saved_adapters import adapter_readers, reader_of
 from luthier.models.saving import save_model, verify_saved
 from luthier.models.score_head import head_name, load_head, saved_kind, stored_head
-from luthier.models.tokenizer import load_tokenizer
+from luthier.models.tokenizer import answer_ends, load_tokenizer
 from luthier.registry import catalogue
 from luthier.system import pick_device, pick_dtype, weights_and_autocast
+from luthier.text import Codec
 
 __all__ = [
     "LoadedModel",
@@ -62,6 +63,12 @@ class LoadedModel:
         """The longest sequence it takes in tokens, where its config says so."""
         return _context(self.model.config)
 
+    @property
+    def vocabulary(self) -> int | None:
+        """Tokens that its embedding has a row for; None: the tokenizer has no more."""
+        rows = len(self.model.get_input_embeddings().weight)
+        return rows if rows < len(self.tokenizer) else None
+
 
 @dataclass(frozen=True)
 class LoadedTokenizer:
@@ -71,11 +78,13 @@ class LoadedTokenizer:
         tokenizer: With a pad token.
         context: The longest sequence the model takes in tokens, where its config says so.
         name: Folder or hub name of the base.
+        vocabulary: Tokens that the model's embedding has a row for; None: the tokenizer has no more.
     """
 
     tokenizer: Any
     context: int | None
     name: str
+    vocabulary: int | None = None
 
 
 def load_model_tokenizer(config: ModelConfig) -> LoadedTokenizer:
@@ -86,9 +95,11 @@ def load_model_tokenizer(config: ModelConfig) -> LoadedTokenizer:
         ModelError: A model that is not there; one line says what to do.
     """
     source = find_source(config)
-    context = _context(from_pretrained(AutoConfig, source.base, revision=config.revision))
-    tokenizer = load_tokenizer(_tokenizer_home(source), config.revision, config.chat_template)
-    return LoadedTokenizer(tokenizer, context, source.base)
+    model_config = from_pretrained(AutoConfig, source.base, revision=config.revision)
+    tokenizer = _tokenizer(source, config)
+    rows = model_config.get_text_config().vocab_size
+    vocabulary = rows if rows < len(tokenizer) else None
+    return LoadedTokenizer(tokenizer, _context(model_config), source.base, vocabulary)
 
 
 def _context(model_config: Any) -> int | None:
@@ -124,7 +135,7 @@ def load_model(
     model_config = from_pretrained(AutoConfig, source.base, revision=config.revision)
     method = _quantised_by(model_config)
     _refuse_quantised(source.base, method, train_base, quantiser)
-    tokenizer = load_tokenizer(_tokenizer_home(source), config.revision, config.chat_template)
+    tokenizer = _tokenizer(source, config)
     model = from_pretrained(
         AutoModelForCausalLM,
         source.base,
@@ -141,6 +152,7 @@ def load_model(
     if not train_base:
         model.requires_grad_(False)  # whoever trains a part of it says so
     model.config.pad_token_id = model.generation_config.pad_token_id = tokenizer.pad_token_id
+    model.generation_config.eos_token_id = answer_ends(model.generation_config, Codec(tokenizer))
     if kind := saved_kind(model_config.architectures):
         load_head(model, kind, stored_head(source.base, config.revision, head_name(model, kind)))
         model.score_head.requires_grad_(train_base)
@@ -179,7 +191,8 @@ def _refuse_quantised(base: str, method: str | None, train_base: bool, quantiser
         )
 
 
-def _tokenizer_home(source: Source) -> str:
-    """Return where the tokenizer is: beside the adapter if one was saved there, its template with it."""
+def _tokenizer(source: Source, config: ModelConfig) -> Any:
+    """Load the tokenizer from beside the adapter if one was saved there, its template with it."""
     beside = source.adapter is not None and (source.adapter / "tokenizer_config.json").is_file()
-    return str(source.adapter) if beside else source.base
+    home = str(source.adapter) if beside else source.base
+    return load_tokenizer(home, config.revision, config.chat_template, config.system, config.control_tokens)

@@ -3,14 +3,22 @@
 from pathlib import Path
 from typing import Any
 
-from luthier.errors import ModelError
+from luthier.errors import ConfigError, ModelError, unknown
 from luthier.models import chat_templates as templates
+from luthier.models.chat_templates import FOLD
 from luthier.models.pretrained import from_pretrained
+from luthier.text import Codec
 
 _PROBE = "The naïve café: 12 + 3 = 15.\n\tdef f(x): return x<|im_start|>"
 
 
-def load_tokenizer(base: str, revision: str | None = None, chat_template: str | None = None) -> Any:
+def load_tokenizer(
+    base: str,
+    revision: str | None = None,
+    chat_template: str | None = None,
+    system: str = "keep",
+    control_tokens: str = "keep",
+) -> Any:
     """Return the tokenizer saved with `base`.
 
     A missing pad token becomes the end token: a new one would change the vocabulary. Nothing may mask by
@@ -20,6 +28,8 @@ def load_tokenizer(base: str, revision: str | None = None, chat_template: str | 
         base: A folder or a hub name.
         revision: Branch, tag or commit at the hub.
         chat_template: A Jinja file, or the name of a template, that replaces the tokenizer's own template.
+        system: ``fold`` puts a system turn before the first user's, in the template itself.
+        control_tokens: ``text`` takes control tokens that messages spell as text; saved with the tokenizer.
 
     Raises:
         ConfigError: There is no such template.
@@ -34,7 +44,26 @@ def load_tokenizer(base: str, revision: str | None = None, chat_template: str | 
         tokenizer.pad_token = tokenizer.eos_token
     if chat_template is not None:
         tokenizer.chat_template = templates.chat_template(chat_template, tokenizer)
+    for name, value, known in (("system", system, "fold"), ("control_tokens", control_tokens, "text")):
+        if value not in ("keep", known):
+            raise ConfigError(f"model.{unknown(name, value, ('keep', known))}")
+    if system == "fold" and not str(tokenizer.chat_template or FOLD).startswith(FOLD):
+        tokenizer.chat_template = f"{FOLD}{tokenizer.chat_template}"
+    if control_tokens == "text":
+        tokenizer.init_kwargs["control_tokens"] = control_tokens
     return tokenizer
+
+
+def answer_ends(generation: Any, codec: Codec) -> list[int]:
+    """Return the tokens that end an answer: the end that training teaches, and those the checkpoint names.
+
+    Args:
+        generation: The model's generation config, which is saved with the result.
+        codec: Knows the end of a turn.
+    """
+    own = generation.eos_token_id
+    ends = [codec.turn_end, codec.tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])]
+    return list(dict.fromkeys(end for end in ends if end is not None))
 
 
 def verify_tokenizer(tokenizer: Any, folder: Path) -> None:

@@ -11,6 +11,7 @@ import torch
 
 from luthier.contracts import Row
 from luthier.errors import DataError
+from luthier.models import answer_ends
 from luthier.policy.model_policy import ModelPolicy
 from luthier.text import Codec
 
@@ -66,8 +67,10 @@ def answers(
 ) -> Iterator[tuple[int, list[Answer]]]:
     """Yield the place of every prompt and its answers, the shortest prompts first."""
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    for ids in prompts:
+        codec.check_known(ids, len(policy.model.get_input_embeddings().weight), "a prompt")
     together = max(1, decoding.batch_size // decoding.n)
-    ends = _ends(policy, codec)
+    ends = frozenset(answer_ends(policy.model.generation_config, codec))
     policy.model.eval()
     for first in range(0, len(order), together):
         places = order[first : first + together]
@@ -80,8 +83,8 @@ def answers(
 def _answer(codec: Codec, ids: list[int], ends: frozenset[int]) -> Answer:
     """Return the answer that generated `ids` are, up to their first end; behind it stands padding."""
     end = next((place for place, token in enumerate(ids) if token in ends), None)
-    own = ids if end is None else ids[: end + 1]
-    return Answer(codec.text(own), end is not None, tuple(own))
+    said, own = ids[:end], ids if end is None else ids[: end + 1]
+    return Answer(codec.text(said), end is not None, tuple(own))
 
 
 @torch.no_grad()
@@ -141,12 +144,6 @@ def _started(model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor, n: i
     )
     cache.batch_repeat_interleave(n)
     return {"past_key_values": cache}
-
-
-def _ends(policy: ModelPolicy, codec: Codec) -> frozenset[int]:
-    """Return the tokens that end an answer: the one that training teaches, and the checkpoint's own."""
-    own = policy.model.generation_config.eos_token_id
-    return frozenset({codec.tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None})
 
 
 def _room(policy: ModelPolicy, width: int, max_new_tokens: int) -> int:

@@ -7,23 +7,32 @@ supervised comes from rendering prefixes of the conversation, never from searchi
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from luthier.errors import DataError
-from luthier.text.messages import Message, check_prompt, functions, is_empty, plain, shortened
+from luthier.errors import DataError, UnusableRowError
+from luthier.text.conversation import AmbiguousTurnError, Conversation
+from luthier.text.messages import KEYS, Message, is_empty, is_trained, read_messages, says_nothing
+from luthier.text.text_encoder import TextEncoder
+from luthier.text.written import (
+    Outline,
+    check_tools,
+    check_written,
+    left_out,
+    outline,
+    said_by,
+    shape_of,
+    with_texts,
+)
 from luthier.trees import Branch, Tree
 
 Prompt = str | Sequence[Message]
-Supervise = Literal["assistant", "last", "all"]
-"""All assistant turns, the last one, or every token but the first."""
+Supervise = Literal["assistant", "last", "all", "each"]
+"""All assistant turns, the last one, every token but the first, or each assistant turn in its own tree."""
 
-CALENDAR = (
-    "{%- macro strftime_now(format) -%}{{ format | replace('%d', '26') | replace('%b', 'Jul') | "
-    "replace('%B', 'July') | replace('%m', '07') | replace('%Y', '2024') }}{%- endmacro -%}"
-)
-"""The date of templates that write one, Llama 3's own: of today's, a resumed run would make other rows."""
+_SHAPES = 10_000
+"""Shapes of conversations that are remembered."""
 
 
 @dataclass(frozen=True)
@@ -32,26 +41,45 @@ class Codec:
 
     Attributes:
         tokenizer: A transformers tokenizer.
+        noted: What a person should know of the rows that were encoded: what it is, and where they stand.
     """
 
     tokenizer: Any
+    noted: dict[str, dict[str, None]] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def has_template(self) -> bool:
         """Whether the tokenizer has a chat template."""
         return bool(self.tokenizer.chat_template)
 
+    @functools.cached_property
+    def turn_end(self) -> int:
+        """The token that ends an assistant's turn under the chat template; without one, the end token."""
+        probe = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]
+        tail = (
+            self._outline(Conversation(self.tokenizer, probe, ""), 1, ()).tail if self.has_template else None
+        )
+        ids = self._encoder.plain(tail or "")
+        return next((token for token in ids if token in self._encoder.special), self.tokenizer.eos_token_id)
+
     def prompt_ids(self, prompt: Prompt, origin: str = "", tools: Any = None) -> list[int]:
         """Return the ids a completion of `prompt` continues — in training and in generation alike.
 
         A string is taken as it is (with the special tokens the tokenizer starts a text with); a list of
         messages is rendered by the chat template up to where the assistant begins.
+
+        Raises:
+            UnusableRowError: The chat template leaves out something of the messages.
+            DataError: It is neither, or nothing becomes of it.
         """
-        check_prompt(prompt, "prompt", origin)
+        prompt = read_messages(prompt, "prompt", origin)
         if isinstance(prompt, str):
-            ids = self._start(prompt)
+            ids = self._encoder.start(prompt)
         else:
-            ids = self._plain(_Talk(self.tokenizer, prompt, origin, tools).until(len(prompt)))
+            conversation = self._conversation(prompt, origin, tools)
+            text = conversation.until(len(prompt))
+            self._check(conversation, text, None, ())
+            ids = self._encoder.plain(text)
         if not ids:
             raise DataError(f"{origin}: the prompt is empty and the tokenizer adds no token before a text")
         return ids
@@ -67,23 +95,20 @@ class Codec:
         """Return the tree of a prompt and its one completion, which is supervised.
 
         Of a completion of several messages (a tool is called, and answers) the assistant's are.
+
+        Raises:
+            UnusableRowError: Nothing can be learned from it, or the template leaves out something of it.
+            DataError: It is no prompt or no completion.
         """
-        check_prompt(prompt, "prompt", origin)
-        check_prompt(completion, "completion", origin)
+        prompt = read_messages(prompt, "prompt", origin)
+        completion = read_messages(completion, "completion", origin)
+        if says_nothing(completion):
+            raise UnusableRowError(origin, "with an empty completion")
         if isinstance(prompt, str) and isinstance(completion, str):
-            if not completion.strip():
-                raise DataError(f"{origin}: the completion is empty; drop the row or give it a text")
-            ids = self._ended(self._continued(completion))
+            ids = self._encoder.ended(self._encoder.continued(completion))
             tree = Tree(tuple(self.prompt_ids(prompt, origin)), (Branch(tuple(ids)),), origin)
             return _all_supervised(tree) if supervise == "all" else tree
-        if isinstance(prompt, str) or isinstance(completion, str):
-            raise DataError(f"{origin}: prompt and completion must both be text or both be messages")
-        if completion[0]["role"] != "assistant":
-            role = completion[0]["role"]
-            raise DataError(f"{origin}: the completion must begin with an assistant message, got '{role}'")
-        if all(is_empty(message) for message in completion):
-            raise DataError(f"{origin}: the completion is empty; drop the row or give it a text")
-        return self._conversation([*prompt, *completion], len(prompt), origin, supervise, tools)
+        return self._tree(*joined(prompt, completion, origin), origin, supervise, tools)
 
     def conversation(
         self, messages: Sequence[Message], origin: str, supervise: Supervise = "assistant", tools: Any = None
@@ -91,201 +116,246 @@ class Codec:
         """Return the tree of a conversation: the assistant turns that `supervise` says, and nothing else.
 
         The root reaches up to where the first supervised turn begins.
+
+        Raises:
+            UnusableRowError: Nothing can be learned from it, or the template leaves out something of it.
+            AmbiguousTurnError: It has no single tree: see `trees`.
+            DataError: It is no conversation.
         """
-        check_prompt(messages, "messages", origin)
-        if isinstance(messages, str):
-            raise DataError(f"{origin}: messages must be a list of messages, got a text")
-        return self._conversation(messages, 0, origin, supervise, tools)
+        return self._tree(_listed(messages, origin), 0, origin, supervise, tools)
+
+    def trees(
+        self,
+        messages: Sequence[Message],
+        origin: str,
+        supervise: Supervise = "assistant",
+        tools: Any = None,
+        first: int = 0,
+    ) -> list[Tree]:
+        """Return the tree of a conversation, or one of each supervised turn, rendered as it is answered.
+
+        Each turn has one where `supervise` says so, and where the template renders turns otherwise once
+        others follow: those that forget earlier thoughts do.
+
+        Args:
+            messages: The conversation.
+            origin: Where it stands.
+            supervise: What is trained.
+            tools: What may be called.
+            first: Earlier turns are not supervised.
+
+        Raises:
+            UnusableRowError: As `conversation`.
+            DataError: As `conversation`.
+        """
+        messages = _listed(messages, origin)
+        if supervise != "each":
+            try:
+                return [self._tree(messages, first, origin, supervise, tools)]
+            except AmbiguousTurnError:
+                turns = _supervised(messages, first, "each", origin)
+                if supervise != "assistant" or len(turns) < 2:
+                    raise
+        conversation = self._conversation(messages, origin, tools)
+        turns = _supervised(messages, first, "each", origin)
+        trees = [self._spoken(conversation.first(turn + 1), [turn]) for turn in turns]
+        if len(trees) > 1 and supervise != "each":
+            self._note("with a tree for each turn, as the chat template rewrites earlier turns", origin)
+        return trees
+
+    def pairs(
+        self,
+        prompt: Prompt,
+        completion: Prompt,
+        origin: str,
+        supervise: Supervise = "assistant",
+        tools: Any = None,
+    ) -> list[Tree]:
+        """Return the tree of a prompt and its completion, or one of each supervised turn: see `trees`."""
+        prompt = read_messages(prompt, "prompt", origin)
+        completion = read_messages(completion, "completion", origin)
+        if isinstance(prompt, str) or isinstance(completion, str) or says_nothing(completion):
+            return [self.pair(prompt, completion, origin, supervise, tools)]
+        messages, first = joined(prompt, completion, origin)
+        return self.trees(messages, origin, supervise, tools, first)
 
     def document(self, text: str, origin: str) -> Tree:
-        """Return the tree of a plain text: every token but the first is supervised, the end token too."""
-        if not isinstance(text, str) or not text.strip():
-            description = "an empty text" if isinstance(text, str) else type(text).__name__
-            raise DataError(f"{origin}: text must be a text with something in it, got {description}")
-        first, *rest = self._closed(self._start(text))
+        """Return the tree of a plain text: every token but the first is supervised, the end token too.
+
+        Raises:
+            UnusableRowError: It is empty.
+            DataError: It is no text, or a single token.
+        """
+        if not isinstance(text, str):
+            raise DataError(f"{origin}: text must be a text with something in it, got {type(text).__name__}")
+        if not text.strip():
+            raise UnusableRowError(origin, "with an empty text")
+        first, *rest = self._encoder.closed(self._encoder.start(text))
         if not rest:
             raise DataError(f"{origin}: the text is one token, and nothing before it predicts it")
         return Tree((first,), (Branch(tuple(rest)),), origin)
 
     def continuation(self, text: str) -> list[int]:
         """Return the ids of a text that continues another one, with no end token."""
-        return self._continued(text)
+        return self._encoder.continued(text)
 
     def text(self, ids: Sequence[int]) -> str:
         """Return generated `ids` as text, without special tokens."""
         return str(self.tokenizer.decode(ids, skip_special_tokens=True))
 
-    def _conversation(
+    def check_known(self, ids: Sequence[int], size: int | None, origin: str) -> None:
+        """Refuse a token that the model's embedding of `size` rows has none for; None: that is not known.
+
+        Raises:
+            DataError: There is one.
+        """
+        if size is not None and (beyond := next((token for token in ids if token >= size), None)) is not None:
+            name = self.tokenizer.convert_ids_to_tokens(beyond)
+            raise DataError(
+                f"{origin}: the token {name!r} is number {beyond:,}, and the model's embedding has {size:,} "
+                "rows; set model.resize=true, which adds some, or take the tokenizer that the model came with"
+            )
+
+    @functools.cached_property
+    def _encoder(self) -> TextEncoder:
+        return TextEncoder(self.tokenizer)
+
+    @functools.cached_property
+    def _outlines(self) -> dict[object, Outline]:
+        return {}
+
+    def _note(self, what: str, origin: str) -> None:
+        self.noted.setdefault(what, {})[origin] = None
+
+    def _conversation(self, messages: Sequence[Message], origin: str, tools: Any) -> Conversation:
+        """Return the conversation of `messages`; what is odd about them is noted."""
+        template = str(self.tokenizer.chat_template)
+        for key in {key for message in messages for key in message if key not in KEYS or key == "name"}:
+            if key not in template:
+                self._note(f"with '{key}' in their messages, which nothing reads", origin)
+        if any(message.get("weight", 0) == 1 and message["role"] == "user" for message in messages):
+            self._note("with a user's turn that is flagged to be trained, and is not", origin)
+        spelled = {t for m in messages for _, text in said_by(m) for t in self._encoder.spelled(text)}
+        if spelled and self.tokenizer.init_kwargs.get("control_tokens") == "text":
+            messages = [with_texts(m, lambda _, text: self._encoder.hide(text)) for m in messages]
+        elif spelled:
+            name = self.tokenizer.convert_ids_to_tokens(min(spelled))
+            self._note(f"that spell control tokens, e.g. {name} (see model.control_tokens)", origin)
+        return Conversation(self.tokenizer, messages, origin, tools or None)
+
+    def _tree(
         self, messages: Sequence[Message], first: int, origin: str, supervise: Supervise, tools: Any
     ) -> Tree:
         """Encode `messages`; assistant turns before the `first` are not supervised."""
-        turns = [i for i, message in enumerate(messages) if message["role"] == "assistant" and i >= first]
-        turns = turns[-1:] if supervise == "last" else turns
-        if not turns or turns[0] == 0:
-            fault = "turn 1 is the assistant's" if turns else "there is none"
-            raise DataError(f"{origin}: a conversation needs an assistant turn after another one; {fault}")
-        for turn in turns:
-            if is_empty(messages[turn]):
-                raise DataError(
-                    f"{origin}: turn {turn + 1}, the assistant's, is empty; drop the row or give it a text"
-                )
-        talk = _Talk(self.tokenizer, messages, origin, tools)
-        talk.check_functions()
-        if supervise == "all":
-            root, *rest = self._closed(self._plain(talk.whole(len(messages))))
-            return Tree((root,), (Branch(tuple(rest)),), origin)
-        return self._spoken(talk, turns)
+        turns = _supervised(messages, first, supervise, origin)
+        conversation = self._conversation(messages, origin, tools)
+        if supervise != "all":
+            return self._spoken(conversation.first(turns[-1] + 1), turns)
+        text = conversation.whole(len(messages))
+        self._check(conversation, text, len(messages) - 1, range(len(messages)))
+        root, *rest = self._encoder.closed(self._encoder.plain(text))
+        return Tree((root,), (Branch(tuple(rest)),), origin)
 
-    def _spoken(self, talk: _Talk, turns: Sequence[int]) -> Tree:
-        prompt = done = talk.until(turns[0])
+    def _spoken(self, conversation: Conversation, turns: Sequence[int]) -> Tree:
+        """Encode a conversation that ends with the last of the supervised `turns`."""
+        prompt = done = conversation.until(turns[0])
         ids: list[int] = []
         scored: list[bool] = []
         for turn in turns:
-            before = talk.until(turn)
-            gap = self._continued(talk.after(done, before, turn, "set objective.supervise=last, or "))
-            done = talk.whole(turn + 1)
-            written = talk.after(before, done, turn)
-            spoken, rest = self._split(self._continued(written))
-            said = str(talk.messages[turn].get("content") or "").strip()
-            if self._special.issuperset(spoken) and (not said or said not in written):
-                raise DataError(
-                    f"{talk.origin}: the chat template writes nothing of turn {turn + 1}, the assistant's; "
-                    "take another with model.chat_template"
-                )
-            if turn == len(talk.messages) - 1:
-                spoken, rest = self._ended(spoken), []
+            before = conversation.until(turn)
+            gap = self._encoder.continued(conversation.after(done, before, turn))
+            done = conversation.whole(turn + 1)
+            written = conversation.after(before, done, turn)
+            spoken, rest = self._turn(conversation, turn, written)
+            if turn == turns[-1]:
+                spoken, rest = self._encoder.ended(spoken), []
             ids += gap + spoken + rest
             scored += [False] * len(gap) + [True] * len(spoken) + [False] * len(rest)
-        kept = len(scored) - scored[::-1].index(True)
-        mask = None if all(scored[:kept]) else tuple(scored[:kept])
-        return Tree(tuple(self._plain(prompt)), (Branch(tuple(ids[:kept]), mask),), talk.origin)
+        self._check(conversation, done, turns[-1], turns[-1:])
+        mask = None if all(scored) else tuple(scored)
+        return Tree(tuple(self._encoder.plain(prompt)), (Branch(tuple(ids), mask),), conversation.origin)
 
-    def _plain(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+    def _turn(self, conversation: Conversation, turn: int, written: str) -> tuple[list[int], list[int]]:
+        """Return the ids of a supervised turn up to its end, and of what the template writes behind."""
+        check_written(conversation, written, [turn], thoughts=True)
+        known = self._outline(conversation, turn, (turn,))
+        if known.missing:
+            raise left_out(conversation.origin, known.missing)
+        tail = known.tail
+        if tail is None or not written.endswith(tail):
+            own = [text for _, text in said_by(conversation.messages[turn])][-1:]
+            tail = written.rpartition(own[0])[2] if own and own[0] in written else written
+        return self._encoder.turn(written, tail, self.turn_end)
 
-    def _continued(self, text: str) -> list[int]:
-        """Tokenise what continues another text: SentencePiece would put a space before what begins one."""
-        anchor = self.tokenizer.eos_token
-        ids = self._plain(f"{anchor}{text}") if text and self._anchored else []
-        return ids[1:] if ids[:1] == [self.tokenizer.eos_token_id] else self._plain(text)
-
-    @functools.cached_property
-    def _anchored(self) -> bool:
-        """Whether a text may follow the end token unchanged: one that strips takes white space with it."""
-        token = self.tokenizer.added_tokens_decoder.get(self.tokenizer.eos_token_id)
-        return token is not None and not token.rstrip
-
-    def _start(self, text: str) -> list[int]:
-        """Tokenise with the tokens that start a text (BOS, once), but without those that end one."""
-        marked = list(self.tokenizer(text)["input_ids"])
-        plain = self._plain(text)
-        added = len(marked) - len(plain)
-        # From the far end, so that of an empty text everything that starts it is kept.
-        starts = next((n for n in range(added, -1, -1) if marked[n : n + len(plain)] == plain), 0)
-        bos = self.tokenizer.bos_token_id
-        # A text that spells its own: rendered elsewhere, or copied from a prompt.
-        doubled = bos is not None and marked[:2] == [bos, bos] and plain[:1] == [bos]
-        return marked[doubled : starts + len(plain)]
-
-    def _split(self, ids: list[int]) -> tuple[list[int], list[int]]:
-        """Split after the last end token: what a template writes behind it is never generated.
-
-        Where a turn ends with another special token, as Llama 3's do, only white space may be behind it.
-        """
-        end = self.tokenizer.eos_token_id
-        last = len(ids) - ids[::-1].index(end) if end in ids else 0
-        if not last:
-            last = max((place + 1 for place, token in enumerate(ids) if token in self._special), default=0)
-            last = last if last and not self.tokenizer.decode(ids[last:]).strip() else len(ids)
-        return ids[:last], ids[last:]
-
-    def _ended(self, ids: list[int]) -> list[int]:
-        """Cut what stands behind the end token of an answer, or give it one."""
-        kept = self._split(ids)[0]
-        return kept if kept and kept[-1] in self._special else [*ids, self.tokenizer.eos_token_id]
-
-    def _closed(self, ids: list[int]) -> list[int]:
-        """Give a text an end token unless it ends with one; of a text nothing is cut."""
-        kept, rest = self._split(ids)
-        closed = kept and kept[-1] in self._special and not self.tokenizer.decode(rest).strip()
-        return ids if closed else [*ids, self.tokenizer.eos_token_id]
-
-    @functools.cached_property
-    def _special(self) -> frozenset[int]:
-        added = self.tokenizer.added_tokens_decoder.items()
-        return frozenset([*self.tokenizer.all_special_ids, *(i for i, token in added if token.special)])
-
-
-@dataclass(frozen=True)
-class _Talk:
-    """Renderings of the beginnings of one conversation."""
-
-    tokenizer: Any
-    messages: Sequence[Message]
-    origin: str
-    tools: Any
-
-    def until(self, turn: int) -> str:
-        """Render the messages before `turn`, and what opens an assistant turn."""
-        return self._render(self.messages[:turn], True)
-
-    def whole(self, count: int) -> str:
-        """Render the first `count` messages, without an end token that only the last turn has."""
-        text, end = self._render(self.messages[:count], False), self.tokenizer.eos_token
-        if count < len(self.messages) and text.endswith(end):
-            more = self._render(self.messages[: count + 1], False)
-            return text if more.startswith(text) else text.removesuffix(end)
-        return text
-
-    def check_functions(self) -> None:
-        """Refuse a template that leaves out what may be called, or is."""
-        calls = [call for message in self.messages for call in message.get("tool_calls") or ()]
-        names = functions(self.tools if isinstance(self.tools, list) else ()) + functions(calls)
-        text = self.whole(len(self.messages)) if names else ""
-        if missing := [name for name in names if name not in text]:
-            raise DataError(
-                f"{self.origin}: the chat template leaves out the function '{missing[0]}' of the row's tools "
-                "or calls; take one that writes them with model.chat_template, e.g. chatml"
-            )
-
-    def after(self, start: str, full: str, turn: int, way_out: str = "") -> str:
-        """Return what `full` adds to `start`; `way_out` is a mend to tell of, beside another template.
+    def _check(
+        self, conversation: Conversation, text: str, turn: int | None, thoughtful: Collection[int]
+    ) -> None:
+        """Check that `text`, up to `turn` or as a prompt, says all that the conversation does.
 
         Raises:
-            DataError: It begins otherwise, so that nobody can say which tokens the turn is made of.
+            UnusableRowError: The template leaves out something; of turns that are not `thoughtful`, it may
+                leave out thoughts.
         """
-        if full.startswith(start):
-            return full[len(start) :]
-        place = next((i for i, (a, b) in enumerate(zip(start, full, strict=False)) if a != b), len(full))
-        was, became = (repr(text[max(place - 10, 0) :][:30]) for text in (start, full))
-        message = self.messages[turn]
-        said = shortened(str(message.get("content") or "a tool call"), 30)
-        raise DataError(
-            f"{self.origin}: the chat template renders what stands before turn {turn + 1} differently once "
-            f"turn {turn + 1} ({message['role']}: '{said}') follows, {was} as {became}, so the supervised "
-            f"tokens are ambiguous; {way_out}take another template with model.chat_template"
-        )
+        if what := self._outline(conversation, turn, thoughtful).missing:
+            raise left_out(conversation.origin, what)
+        check_tools(conversation, text)
+        for place in range(len(conversation.messages)):
+            check_written(conversation, text, [place], thoughts=place in thoughtful)
 
-    def _render(self, messages: Sequence[Message], open_turn: bool) -> str:
-        if not self.tokenizer.chat_template:
-            raise DataError(
-                f"{self.origin}: messages need a chat template and this tokenizer has none; "
-                "set model.chat_template=FILE or a name such as chatml, or give prompt and completion as text"
-            )
-        try:
-            template = self.tokenizer.get_chat_template(tools=self.tools)
-            rendered = self.tokenizer.apply_chat_template(
-                [plain(message) for message in messages],
-                tools=self.tools,
-                chat_template=CALENDAR * ("strftime_now" in template) + template,
-                tokenize=False,
-                add_generation_prompt=open_turn,
-            )
-        # Templates raise jinja2 errors of their own making for roles or orders they do not take.
-        except Exception as error:
-            reason = shortened(str(error), 200)
-            raise DataError(f"{self.origin}: the chat template refuses the messages: {reason}") from error
-        return str(rendered)
+    def _outline(self, conversation: Conversation, turn: int | None, thoughtful: Collection[int]) -> Outline:
+        key = shape_of(conversation), turn, tuple(thoughtful)
+        if key not in self._outlines:
+            if len(self._outlines) >= _SHAPES:
+                self._outlines.clear()
+            self._outlines[key] = outline(conversation, turn, thoughtful)
+        return self._outlines[key]
+
+
+def joined(prompt: Any, completion: Any, origin: str) -> tuple[list[Message], int]:
+    """Return prompt and completion as one conversation, and how many messages are the prompt's.
+
+    Raises:
+        DataError: They are not both messages, or the completion begins with somebody else's.
+    """
+    if isinstance(prompt, str) or isinstance(completion, str):
+        raise DataError(f"{origin}: prompt and completion must both be text or both be messages")
+    if completion[0]["role"] != "assistant":
+        role = completion[0]["role"]
+        raise DataError(f"{origin}: the completion must begin with an assistant message, got '{role}'")
+    return [*prompt, *completion], len(prompt)
+
+
+def _listed(messages: Any, origin: str) -> list[Message]:
+    read: Any = read_messages(messages, "messages", origin)
+    if isinstance(read, str):
+        raise DataError(f"{origin}: messages must be a list of messages, got a text")
+    return list(read)
+
+
+def _supervised(messages: Sequence[Message], first: int, supervise: Supervise, origin: str) -> list[int]:
+    """Return the assistant turns from the `first` on that are trained.
+
+    Raises:
+        UnusableRowError: There is none, or one is empty.
+        DataError: The first opens the conversation; or one is flagged and all tokens are to be trained.
+    """
+    turns = [i for i, message in enumerate(messages) if message["role"] == "assistant" and i >= first]
+    if not turns:
+        raise UnusableRowError(origin, "without an assistant turn to learn from")
+    turns = turns[-1:] if supervise == "last" else turns
+    trained = [turn for turn in turns if is_trained(messages[turn])]
+    if not trained:
+        raise UnusableRowError(origin, "with flags that no turn is to be trained")
+    if supervise == "all" and trained != turns:
+        raise DataError(
+            f"{origin}: a turn is flagged not to be trained, and objective.supervise=all trains every token; "
+            "choose supervise=assistant"
+        )
+    if trained[0] == 0:
+        raise UnusableRowError(origin, "with an assistant turn that nothing stands before")
+    if any(is_empty(messages[turn]) for turn in trained):
+        raise UnusableRowError(origin, "with an empty assistant turn")
+    return trained
 
 
 def _all_supervised(tree: Tree) -> Tree:

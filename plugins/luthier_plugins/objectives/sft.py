@@ -1,5 +1,6 @@
 """Supervised fine-tuning: the negative log-likelihood of the supervised tokens."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -31,11 +32,13 @@ class SFT(Objective):
     source: ClassVar[str] = "Ouyang et al. 2022, arXiv 2203.02155, section 3.5"
 
     supervise: Supervise = option(
-        "assistant", "What is trained: assistant turns, the last one only, or all tokens but the first."
+        "assistant",
+        "What is trained: the assistant turns, the last, all tokens but the first, or each assistant turn "
+        "in a tree of its own, rendered as it is answered (taken by itself where a template rewrites turns).",
     )
 
-    def encode(self, row: Row, codec: Codec) -> Tree:
-        """Return a prompt with one completion.
+    def encode(self, row: Row, codec: Codec) -> Sequence[Tree]:
+        """Return a prompt with one completion, or one for each assistant turn.
 
         Raises:
             DataError: The row has neither ``messages``, nor ``prompt`` and ``completion``, nor ``text``.
@@ -43,11 +46,11 @@ class SFT(Objective):
         fields = {name: value for name, value in row.fields.items() if value is not None}
         tools = fields.get("tools")
         if "messages" in fields:
-            return codec.conversation(fields["messages"], row.origin, self.supervise, tools)
+            return codec.trees(fields["messages"], row.origin, self.supervise, tools)
         if "prompt" in fields and "completion" in fields:
-            return codec.pair(fields["prompt"], fields["completion"], row.origin, self.supervise, tools)
+            return codec.pairs(fields["prompt"], fields["completion"], row.origin, self.supervise, tools)
         if "text" in fields:
-            return codec.document(fields["text"], row.origin)
+            return [codec.document(fields["text"], row.origin)]
         has = ", ".join(fields) or "nothing"
         raise DataError(
             f"{row.origin}: has {has}; sft expects 'prompt' and 'completion', 'messages' or 'text'; "

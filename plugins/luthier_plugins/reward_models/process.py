@@ -63,9 +63,11 @@ class Process(RewardModel):
 
     def _tree(self, candidate: Candidate, codec: Codec) -> Tree:
         if steps := split_steps(candidate.completion, self.separator):
-            return step_tree(candidate.prompt, steps, codec, candidate.origin, self.separator)
+            own = candidate.prompt, steps, codec, candidate.origin, self.separator, candidate.tools
+            return step_tree(*own)
         nothing = Branch((codec.tokenizer.eos_token_id,), (False,))
-        return Tree(tuple(codec.prompt_ids(candidate.prompt, candidate.origin)), (nothing,), candidate.origin)
+        prompt = codec.prompt_ids(candidate.prompt, candidate.origin, candidate.tools)
+        return Tree(tuple(prompt), (nothing,), candidate.origin)
 
 
 @hookimpl

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, ClassVar
 
 from luthier import Codec, ConfigError, DataError, Objective, Row, Tree, option
+from luthier.data import asked
 from luthier_toolkits.online.rollout import Credited, Rollout, made_up
 
 if TYPE_CHECKING:
@@ -55,11 +56,11 @@ class OnlineObjective(Objective):
         Raises:
             DataError: The row has none.
         """
-        prompt = row.fields.get("prompt")
-        if prompt is None:
+        if (answered := asked(row)) is None:
             has = ", ".join(row.fields) or "nothing"
             raise DataError(f"{row.origin}: has {has}; an answer needs 'prompt'; rename with data.columns")
-        return Tree(tuple(codec.prompt_ids(prompt, row.origin, row.fields.get("tools"))), (), row.origin)
+        prompt = codec.prompt_ids(answered.fields["prompt"], row.origin, row.fields.get("tools"))
+        return Tree(tuple(prompt), (), row.origin)
 
     def check_run(self, config: DictConfig, processes: Processes) -> None:
         """Refuse what no rollout can be made of.

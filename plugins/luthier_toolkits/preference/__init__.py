@@ -6,7 +6,7 @@ from luthier.faces import attach
 
 if TYPE_CHECKING:
     from luthier_toolkits.preference.pair_findings import EQUAL as EQUAL, contradictions as contradictions
-    from luthier_toolkits.preference.pair_rows import pair_tree as pair_tree, says_nothing as says_nothing
+    from luthier_toolkits.preference.pair_rows import pair_tree as pair_tree
     from luthier_toolkits.preference.pairs import (
         PairedObjective as PairedObjective,
         PairRows as PairRows,

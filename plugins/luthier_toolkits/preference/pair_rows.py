@@ -8,7 +8,7 @@ from typing import Any
 
 from luthier.contracts import Row
 from luthier.errors import DataError, UnusableRowError
-from luthier.text import Codec, Message, Prompt, is_empty
+from luthier.text import Codec, Message, Prompt, read_messages, says_nothing
 from luthier.trees import Tree
 
 SIDES = ("chosen", "rejected")
@@ -68,25 +68,15 @@ def split_pair(row: Row) -> tuple[Prompt, tuple[Prompt, Prompt]]:
 
 
 def _typed(row: Row, name: str) -> Any:
-    """Return a column: a text, a list of messages without what is null in them, or None."""
+    """Return a column: a text, a list of messages by the names that templates know, or None."""
     value = row.fields.get(name)
-    if value is None or isinstance(value, str):
-        return value
-    if not isinstance(value, list | tuple) or not all(isinstance(message, Mapping) for message in value):
-        raise DataError(
-            f"{row.origin}: {name} must be a text or a list of messages, got {type(value).__name__}"
-        )
-    return [{key: part for key, part in message.items() if part is not None} for message in value]
+    # An empty list says nothing, as an empty text does.
+    return value if value is None or value == [] else read_messages(value, name, row.origin)
 
 
 def _refuse_empty(name: str, side: Any, origin: str) -> None:
     if says_nothing(side):
         raise UnusableRowError(origin, f"with an empty side: '{name}'")
-
-
-def says_nothing(side: Any) -> bool:
-    """Whether a completion, a text or messages, is empty."""
-    return not side or (not side.strip() if isinstance(side, str) else all(map(is_empty, side)))
 
 
 def _after_text(prompt: str, chosen: Any, rejected: Any, origin: str) -> tuple[Prompt, tuple[Prompt, Prompt]]:

@@ -89,14 +89,13 @@ class RewardNetwork:
 def answer_tree(candidate: Candidate, codec: Codec) -> Tree:
     """Return the tree of a candidate as training sees it: with an end token where it came to one."""
     if not candidate.completion.strip():
-        end = (codec.tokenizer.eos_token_id,)
-        return Tree(
-            tuple(codec.prompt_ids(candidate.prompt, candidate.origin)), (Branch(end),), candidate.origin
-        )
+        end = codec.tokenizer.eos_token_id if isinstance(candidate.prompt, str) else codec.turn_end
+        prompt = codec.prompt_ids(candidate.prompt, candidate.origin, candidate.tools)
+        return Tree(tuple(prompt), (Branch((end,)),), candidate.origin)
     answer: Any = candidate.completion
     if not isinstance(candidate.prompt, str):
         answer = [{"role": "assistant", "content": candidate.completion}]
-    tree = codec.pair(candidate.prompt, answer, candidate.origin)
+    tree = codec.pair(candidate.prompt, answer, candidate.origin, tools=candidate.tools)
     ids = tree.branches[0].ids
     ended = candidate.finished or len(ids) == 1
     return replace(tree, branches=(Branch(ids if ended else ids[:-1]),))

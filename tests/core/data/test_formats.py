@@ -42,7 +42,9 @@ def test_sharegpt_calls_of_functions_become_tool_calls():
     found = fields({"conversations": turns, "tools": '[{"name": "add"}]'})
     call = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
     assert found["messages"] == [
-        USER, {"role": "assistant", "content": "", "tool_calls": [call]}, {"role": "tool", "content": "2"},
+        USER,
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "observation", "content": "2"},
         ANSWER,
     ]  # fmt: skip
     assert found["tools"] == [{"name": "add"}]
@@ -125,17 +127,17 @@ def test_a_row_of_a_mixture_follows_its_own_source():
         ({"promt": "q", "completion": "a"}, {"format": "completion"},
          "f:3: format=completion needs prompt, completion; the row has promt, completion; "
          "did you mean 'promt'? say which column it is with columns.prompt=NAME"),
-        ({"conversations": "hi"}, {}, "f:3: conversations must be a list of turns, got str"),
-        ({"conversations": []}, {}, "f:3: conversations must be a list of turns, got an empty list"),
-        ({"conversations": ["hi"]}, {}, "f:3: conversations, turn 1: expected {'from': …, 'value': …}"),
+        ({"conversations": 5}, {}, "f:3: conversations must be text or a list of messages, got int"),
+        ({"conversations": []}, {}, "f:3: conversations must be text or a list of messages, got"),
+        ({"conversations": ["hi"]}, {}, "f:3: conversations, message 1: expected {'role': …, 'content': …}"),
         ({"conversations": [{"from": "humn", "value": "q"}]}, {},
-         "f:3: conversations, turn 1: unknown from 'humn': did you mean 'human'?"),
+         "f:3: conversations, message 1: unknown role 'humn': did you mean 'human'?"),
         ({"conversations": [{"from": "gpt", "value": None}]}, {},
-         "f:3: conversations, turn 1: value must be text, got NoneType"),
+         "f:3: conversations, message 1: content must be text, got NoneType"),
         ({"conversations": [{"from": "function_call", "value": "add(1)"}]}, {},
-         "f:3: conversations, turn 1: not JSON: Expecting value at column 1"),
+         "f:3: conversations, message 1: calls: not JSON: Expecting value at column 1"),
         ({"conversations": [{"from": "function_call", "value": "[1]"}]}, {},
-         "f:3: conversations, turn 1: a function_call must be JSON of {'name'"),
+         "f:3: conversations, message 1: tool_calls must be a list of calls"),
         ({"instruction": 5, "output": "a"}, {}, "f:3: instruction must be text, got int"),
         ({"instruction": "q", "output": ["a"]}, {}, "f:3: output must be text, got list"),
         ({"instruction": " ", "output": "a"}, {}, "f:3: the instruction is empty"),

@@ -81,25 +81,25 @@ def test_a_template_that_rewrites_earlier_turns_is_an_error_that_names_the_turn(
 @pytest.mark.parametrize(
     ("call", "told"),
     [
-        (lambda codec: codec.conversation(CHAT[:1], "f:1"), "f:1: a conversation needs an assistant turn"),
+        (lambda codec: codec.conversation(CHAT[:1], "f:1"), "f:1: without an assistant turn to learn from"),
         (lambda codec: codec.pair("a", CHAT[1:2], "f:2"), "f:2: prompt and completion must both be"),
         (lambda codec: codec.pair("", "a", "f:3"), "f:3: the prompt is empty"),
         (lambda codec: codec.pair(None, "a", "f:4"), "f:4: prompt must be text or a list .* got NoneType"),
         (lambda codec: codec.pair("a", 5, "f:5"), "f:5: completion must be text or a list .* got int"),
-        (lambda codec: codec.pair("a", " ", "f:6"), "f:6: the completion is empty"),
+        (lambda codec: codec.pair("a", " ", "f:6"), "f:6: with an empty completion"),
         (lambda codec: codec.conversation("hi", "f:7"), "f:7: messages must be a list .* got a text"),
         (lambda codec: codec.conversation([], "f:8"), "f:8: messages must be .* got an empty list"),
         (
-            lambda codec: codec.conversation([{"role": "human", "content": "q"}, *CHAT[1:]], "f:9"),
-            "f:9: messages, message 1: unknown role 'human': did you mean 'user'",
+            lambda codec: codec.conversation([{"role": "humn", "content": "q"}, *CHAT[1:]], "f:9"),
+            "f:9: messages, message 1: unknown role 'humn': did you mean 'human'",
         ),
         (
-            lambda codec: codec.conversation([CHAT[0], {"role": "Assistant ", "content": "a"}], "f:9"),
-            "f:9: messages, message 2: unknown role 'Assistant ': did you mean 'assistant'",
+            lambda codec: codec.conversation([CHAT[0], {"role": "judge", "content": "a"}], "f:9"),
+            "f:9: messages, message 2: unknown role 'judge': known: ai, assistant",
         ),
         (
             lambda codec: codec.conversation(CHAT[1:], "f:9"),
-            "f:9: a conversation needs an assistant turn after another one; turn 1 is the assistant's",
+            "f:9: with an assistant turn that nothing stands before",
         ),
         (lambda codec: codec.conversation(["hi"], "f:9"), "f:9: messages, message 1: expected {'role'"),
         (

@@ -5,7 +5,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from helpers import tiny_tokenizer
-from luthier import Codec, DataError
+from luthier import Codec, DataError, UnusableRowError
 from luthier.testing.models import TEXTS
 
 TURN = "{% for m in messages %}"
@@ -93,7 +93,6 @@ def test_a_template_that_forgets_earlier_thoughts_is_ambiguous_but_for_the_last_
         r"f:1: the chat template renders what stands before turn 4 differently once turn 3 .*"
         r"|f:1: the chat template renders what stands before turn 4 differently once turn 4 "
         r"\(assistant: '<think>so</think>four'\) follows, 'assistant.*<think>hm.*' as 'assistant.*two.*', .*"
-        r"set objective.supervise=last"
     )
     with pytest.raises(DataError, match=told) as caught:
         codec.conversation(THOUGHT, "f:1")
@@ -103,25 +102,23 @@ def test_a_template_that_forgets_earlier_thoughts_is_ambiguous_but_for_the_last_
     assert "hm" not in codec.tokenizer.decode(tree.prompt)
 
 
-def test_a_way_out_is_told_only_where_it_leads_out():
-    # The turn itself begins otherwise than its prompt: supervising the last one alone is no help.
+def test_a_turn_that_begins_otherwise_than_its_prompt_has_no_tree_at_all():
     codec = codec_of(STYLES["chatml"].replace("assistant\n{% endif %}", "assistant\n<think>\n{% endif %}"))
     for supervise in ("assistant", "last"):
-        with pytest.raises(DataError, match="are ambiguous; take another template") as caught:
-            codec.conversation(TALK, "f:1", supervise)
-        assert "supervise=last" not in str(caught.value)
+        with pytest.raises(UnusableRowError, match="are ambiguous; take another template"):
+            codec.trees(TALK, "f:1", supervise)
 
 
 def test_an_end_token_that_only_the_last_turn_has_makes_nothing_ambiguous():
-    # Phi-3's: one end a turn, and the end of texts behind the last of them.
+    # Phi-3's: one end a turn, where generation stops, and the end of texts behind the last of them.
     codec = codec_of(
         TURN + "[{{ m.role }}]{{ m.content }}<|im_start|>\n{% endfor %}"
         "{% if add_generation_prompt %}[assistant]{% else %}{{ eos_token }}{% endif %}"
     )
     tree = codec.conversation(TALK, "f:1")
-    assert parts(codec, tree)[0] == "two<|im_start|>four<|im_start|>\n<|im_end|>"
+    assert parts(codec, tree)[0] == "two<|im_start|>four<|im_start|>"
     shown = codec.tokenizer.apply_chat_template(TALK, tokenize=False)
-    assert codec.tokenizer.decode(tree.prompt + tree.branches[0].ids) == shown
+    assert codec.tokenizer.decode(tree.prompt + tree.branches[0].ids) == shown.removesuffix("\n<|im_end|>")
 
 
 @pytest.mark.parametrize("supervise", ["assistant", "last"])
@@ -129,7 +126,7 @@ def test_an_answer_that_the_template_leaves_out_is_no_end_token_alone(supervise)
     # users.md row 3: training looks healthy, and nothing but the end is learned.
     codec = codec_of(TURN + "[{{ m.role }}]{{ m.text }}<|im_end|>{% endfor %}")
     codec.tokenizer.chat_template += "{% if add_generation_prompt %}[assistant]{% endif %}"
-    with pytest.raises(DataError, match=r"f:1: the chat template writes nothing of turn [35], the assist"):
+    with pytest.raises(DataError, match="f:1: with a text of '.*' that the chat template leaves out"):
         codec.conversation(TALK, "f:1", supervise)
     # An answer that is a special token is one.
     codec.tokenizer.chat_template = STYLES["chatml"]
@@ -142,11 +139,10 @@ def test_functions_that_the_template_leaves_out_are_refused():
     call = {"type": "function", "function": {"name": "add", "arguments": "{}"}}
     talk = [TALK[1], {"role": "assistant", "content": "hm", "tool_calls": [call]}]
     codec = codec_of(STYLES["chatml"])
-    told = "f:1: the chat template leaves out the function 'add' of the row's tools or calls; take"
     for supervise in ("assistant", "all"):
-        with pytest.raises(DataError, match=told):
+        with pytest.raises(UnusableRowError, match="f:1: with a call that the chat template leaves out"):
             codec.conversation(talk, "f:1", supervise)
-        with pytest.raises(DataError, match=told):
+        with pytest.raises(UnusableRowError, match="f:1: with the function 'add' that the chat template"):
             codec.conversation(TALK, "f:1", supervise, tools=[{"name": "add"}])
 
 
@@ -207,20 +203,24 @@ def test_a_text_is_supervised_from_its_second_token_to_its_end():
 @pytest.mark.parametrize(
     ("call", "told"),
     [
-        (lambda codec: codec.document("", "f:1"), "f:1: text must be a text .* got an empty text"),
+        (lambda codec: codec.document("", "f:1"), "f:1: with an empty text"),
         (lambda codec: codec.document(5, "f:1"), "f:1: text must be a text .* got int"),
         (
             lambda codec: codec.conversation([*TALK[:2], {"role": "assistant", "content": " "}], "f:1"),
-            "f:1: turn 3, the assistant's, is empty",
+            "f:1: with an empty assistant turn",
+        ),
+        (
+            lambda codec: codec.conversation([TALK[1], {"role": "assistant", "tool_calls": 5}], "f:1"),
+            "f:1: messages, message 2: tool_calls must be a list of calls, got int",
         ),
         (
             lambda codec: codec.conversation([TALK[1], {"role": "assistant", "tool_calls": "x"}], "f:1"),
-            "f:1: messages, message 2: tool_calls must be a list of calls, got str",
+            "f:1: messages, message 2: calls: not JSON",
         ),
         (lambda codec: codec.pair(TALK[:2], TALK[3:], "f:1"), "the completion must begin with .* got 'user'"),
         (
             lambda codec: codec.pair(TALK[:2], [{"role": "assistant", "content": ""}], "f:1"),
-            "f:1: the completion is empty",
+            "f:1: with an empty completion",
         ),
         (lambda codec: codec.pair(b"ab", "c", "f:1"), "f:1: prompt must be text .* got bytes"),
     ],

@@ -98,11 +98,11 @@ def test_a_side_that_continues_the_other_leaves_both_something():
         ({"prompt": "a", "chosen": "b", "rejected": [said("c")]}, "both be text or both be messages"),
         (
             {"prompt": 5, "chosen": "a b", "rejected": "a c"},
-            "prompt must be a text or a list of messages, got int",
+            "prompt must be text or a list of messages, got int",
         ),
-        ({"prompt": "a", "chosen": 3, "rejected": 4}, "chosen must be a text or a list of messages, got int"),
+        ({"prompt": "a", "chosen": 3, "rejected": 4}, "chosen must be text or a list of messages, got int"),
         ({"prompt": "a", "chosen": said("4"), "rejected": said("5")}, "chosen must be .* got dict"),
-        ({"prompt": [USER], "chosen": ["4"], "rejected": ["5"]}, "chosen must be .* got list"),
+        ({"prompt": [USER], "chosen": ["4"], "rejected": ["5"]}, "chosen, message 1: expected"),
         (
             {"prompt": "zzz", "chosen": [USER, said("4")], "rejected": [USER, said("5")]},
             "the prompt is none of the turns that chosen and rejected share",

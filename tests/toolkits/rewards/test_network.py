@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 
-from helpers import save_tiny, write_rows
+from helpers import save_tiny, tiny_tokenizer, write_rows
 from luthier import (
     Candidate,
     Codec,
@@ -23,6 +23,7 @@ from luthier.adapters.linear_adapter import adapted_layers
 from luthier.config.model_config import ModelConfig
 from luthier.models.model import load_model
 from luthier.models.score_head import head_of
+from luthier_plugins.reward_models.process import Process
 from luthier_toolkits.rewards.detached import DetachedAdapter
 from luthier_toolkits.rewards.network import answer_tree, reward_network
 
@@ -175,3 +176,18 @@ def test_what_is_no_judge_is_refused(folder, path, kind, error, told, shared):
     path = path and (path if path.startswith(".") else str(folder / path))
     with pytest.raises(error, match=told):
         reward_network(path, kind, here, "outcome")
+
+
+def test_a_judge_sees_what_may_be_called():
+    # The row's tools stand in the prompt that it is scored under, as in training.
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = (
+        "{% for tool in tools or [] %}{{ tool.name }}{% endfor %}" + tokenizer.chat_template
+    )
+    row = Row({"prompt": PROMPT, "tools": [{"name": "add"}]}, "f:1")
+    codec = Codec(tokenizer)
+    for text in ("two", ""):
+        tree = answer_tree(Candidate(PROMPT, text, row=row), codec)
+        assert list(tree.prompt) == codec.prompt_ids(PROMPT, tools=[{"name": "add"}])
+    tree = Process(model="m")._tree(Candidate(PROMPT, "two", row=row), codec)
+    assert list(tree.prompt) == codec.prompt_ids(PROMPT, tools=[{"name": "add"}])

@@ -16,6 +16,7 @@ from luthier.contracts import Objective
 from luthier.data import training_rows
 from luthier.errors import ConfigError
 from luthier.models import load_model_tokenizer
+from luthier.text import Codec
 from luthier.trees import Branch, Tree
 from luthier_plugins.commands.preview.token_text import Piece, pieces
 
@@ -191,8 +192,13 @@ def _rows_start(rows: int, times: int) -> str:
 def _end(tokenizer: Any, trees: Sequence[Tree]) -> Finding:
     branches = [branch for tree in trees for branch in tree.branches]
     last = Counter(_last_trained(tokenizer, branch) for branch in branches)
-    ended = last.pop(tokenizer.eos_token_id, 0)
-    text = f"end token {tokenizer.eos_token!r} is trained in {ended:,} of {len(branches):,} completions"
+    # A turn's, by the chat template, and a text's, which may be another.
+    ends = dict.fromkeys((Codec(tokenizer).turn_end, tokenizer.eos_token_id))
+    counts = {end: count for end in ends if (count := last.pop(end, 0))} or dict.fromkeys(
+        [next(iter(ends))], 0
+    )
+    names = " or ".join(repr(tokenizer.convert_ids_to_tokens(end)) for end in counts)
+    text = f"end token {names} is trained in {sum(counts.values()):,} of {len(branches):,} completions"
     if not last:
         return Finding("ends", text)
     token = last.most_common(1)[0][0]

@@ -18,7 +18,7 @@ from rich.progress import Progress
 
 from luthier import config as configs
 from luthier.contracts import Candidate, DataSource, Place, Row, Selector
-from luthier.data import read
+from luthier.data import asked, read
 from luthier.errors import ConfigError, DataError, unknown
 from luthier.models import LoadedModel, load_model
 from luthier.policy import Answer, Decoding, ModelPolicy, answers, check_room, policy_of
@@ -97,11 +97,11 @@ class _Sampling:
         """Build every method, load the model, read and tokenise the prompts."""
         quantiser = configs.build("quantiser", config.quantiser) if config.quantiser else None
         selector: Selector = configs.build("selector", config.selector)
-        asked = Prompted.of(config.prompt)
-        source: DataSource = configs.build("data_source", config.data) if config.data else asked
+        typed = Prompted.of(config.prompt)
+        source: DataSource = configs.build("data_source", config.data) if config.data else typed
         loaded = load_model(config.model, train_base=False, quantiser=quantiser)
         codec = Codec(loaded.tokenizer)
-        source = source if config.data else replace(asked, chat=codec.has_template)
+        source = source if config.data else replace(typed, chat=codec.has_template)
         rows = _rows(config, source, codec)
         prompts = [codec.prompt_ids(r.fields["prompt"], r.origin, r.fields.get("tools")) for r in rows]
         check_room(prompts, rows, loaded.context)
@@ -240,7 +240,7 @@ def _rows(config: DictConfig, source: DataSource, codec: Codec) -> list[Row]:
 
 def _with_prompts(rows: Iterator[Row]) -> Iterator[Row]:
     for row in rows:
-        if row.fields.get("prompt") is None:
+        if (answered := asked(row)) is None:
             has = ", ".join(row.fields) or "nothing"
             raise DataError(f"{row.origin}: has {has}; an answer needs 'prompt'; rename with data.columns")
-        yield row
+        yield answered

@@ -10,7 +10,7 @@ import torch
 
 from luthier import Branch, Codec, DataError, Finding, Row, Tree, UnusableRowError, keys_of
 from luthier_plugins.objectives.kto.permutation import derangement
-from luthier_toolkits.preference import EQUAL, contradictions, pair_tree, says_nothing
+from luthier_toolkits.preference import EQUAL, contradictions, pair_tree
 
 LABEL = "label"
 """Name among a tree's values: 1.0 for a desirable completion, 0.0 for another."""
@@ -34,7 +34,7 @@ def labelled_tree(row: Row, codec: Codec, threshold: float | None = None) -> Tre
             f"{row.origin}: has {has}; expected 'prompt', 'completion' and '{LABEL}'; rename with "
             "data.columns, or set objective.unpair=true for pairs of chosen and rejected"
         )
-    if isinstance(completion, str | list) and says_nothing(completion):
+    if completion == []:
         raise UnusableRowError(row.origin, "with an empty completion")
     good = _label(row) if threshold is None else _rating(row) >= threshold
     return _with_label(codec.pair(prompt, completion, row.origin, tools=row.fields.get("tools")), good)

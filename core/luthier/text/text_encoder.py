@@ -1,0 +1,128 @@
+"""Token ids of texts that begin, continue or end something."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+HIDDEN = 0xF0000
+"""From here, in a plane for private use: characters for control tokens that a text spells without meaning."""
+_HIDDEN = re.compile(f"[{chr(HIDDEN)}-{chr(HIDDEN + 0xFFFD)}]")
+
+
+@dataclass(frozen=True)
+class TextEncoder:
+    """Tokenises with one tokenizer.
+
+    Attributes:
+        tokenizer: A transformers tokenizer.
+    """
+
+    tokenizer: Any
+
+    def plain(self, text: str) -> list[int]:
+        """Tokenise `text` without added special tokens."""
+        if _HIDDEN.search(text):
+            return [token for part in self._apart.split(text) for token in self._part(part)]
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def continued(self, text: str) -> list[int]:
+        """Tokenise what continues another text: SentencePiece would put a space before what begins one."""
+        anchor = self.tokenizer.eos_token
+        ids = self.plain(f"{anchor}{text}") if text and self._anchored else []
+        return ids[1:] if ids[:1] == [self.tokenizer.eos_token_id] else self.plain(text)
+
+    def start(self, text: str) -> list[int]:
+        """Tokenise with the tokens that start a text (BOS, once), but without those that end one."""
+        marked = list(self.tokenizer(text)["input_ids"])
+        plain = self.plain(text)
+        added = len(marked) - len(plain)
+        # From the far end, so that of an empty text everything that starts it is kept.
+        starts = next((n for n in range(added, -1, -1) if marked[n : n + len(plain)] == plain), 0)
+        bos = self.tokenizer.bos_token_id
+        # A text that spells its own: rendered elsewhere, or copied from a prompt.
+        doubled = bos is not None and marked[:2] == [bos, bos] and plain[:1] == [bos]
+        return marked[doubled : starts + len(plain)]
+
+    def turn(self, written: str, tail: str, end: int) -> tuple[list[int], list[int]]:
+        """Tokenise what a template writes of a turn, split behind the token that ends it.
+
+        Args:
+            written: All of it; what stands behind the end is never generated.
+            tail: What of it stands behind the turn's own text, which may spell end tokens itself.
+            end: The token that ends turns.
+        """
+        ids = self.continued(written)
+        special = [place for place, token in enumerate(ids) if token in self.special]
+        behind = special[len(special) - sum(token in self.special for token in self.plain(tail)) :]
+        stop = next((place + 1 for place in behind if ids[place] == end), None)
+        if stop is None:
+            stop = self._stop(ids) if behind else len(ids)
+        return ids[:stop], ids[stop:]
+
+    def ended(self, ids: list[int]) -> list[int]:
+        """Cut the white space behind the end token of an answer, or give it one."""
+        kept = ids[: self._stop(ids)]
+        return kept if kept and kept[-1] in self.special else [*ids, self.tokenizer.eos_token_id]
+
+    def closed(self, ids: list[int]) -> list[int]:
+        """Give a text an end token unless it ends with one; of a text nothing is cut."""
+        stop = self._stop(ids)
+        return ids if stop and ids[stop - 1] in self.special else [*ids, self.tokenizer.eos_token_id]
+
+    def _stop(self, ids: list[int]) -> int:
+        """Return where an answer ends: behind its last special token if only white space follows it."""
+        last = max((place + 1 for place, token in enumerate(ids) if token in self.special), default=0)
+        return last if last and not self.tokenizer.decode(ids[last:]).strip() else len(ids)
+
+    @functools.cached_property
+    def special(self) -> frozenset[int]:
+        """The tokens that control: begin, end, roles."""
+        added = self.tokenizer.added_tokens_decoder.items()
+        return frozenset([*self.tokenizer.all_special_ids, *(i for i, token in added if token.special)])
+
+    def spelled(self, text: str) -> Iterator[int]:
+        """Yield the special tokens that `text` spells."""
+        for start in self._spellings:
+            if start in text:
+                yield from (token for token, name in self._spellings[start] if name in text)
+
+    def hide(self, text: str) -> str:
+        """Return `text` with characters for the special tokens that it spells, so that they become text."""
+        for token in sorted(self.spelled(text), key=lambda token: -len(self._names[token])):
+            text = text.replace(self._names[token], chr(HIDDEN + token))
+        return text
+
+    def _part(self, text: str) -> list[int]:
+        """Tokenise a special token, or a text in which none is meant."""
+        if text in self._names.values():
+            return [self.tokenizer.convert_tokens_to_ids(text)]
+        shown = _HIDDEN.sub(lambda hidden: self._names[ord(hidden[0]) - HIDDEN], text)
+        return list(self.tokenizer(shown, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+
+    @functools.cached_property
+    def _names(self) -> dict[int, str]:
+        return {token: str(self.tokenizer.convert_ids_to_tokens(token)) for token in self.special}
+
+    @functools.cached_property
+    def _spellings(self) -> dict[str, list[tuple[int, str]]]:
+        """The special tokens by their first two letters, which few texts have."""
+        spellings: dict[str, list[tuple[int, str]]] = {}
+        for token, name in self._names.items():
+            spellings.setdefault(name[:2], []).append((token, name))
+        return spellings
+
+    @functools.cached_property
+    def _apart(self) -> re.Pattern[str]:
+        """What splits a text into special tokens and what stands between them."""
+        names = sorted(self._names.values(), key=len, reverse=True)
+        return re.compile(f"({'|'.join(map(re.escape, names))})")
+
+    @functools.cached_property
+    def _anchored(self) -> bool:
+        """Whether a text may follow the end token unchanged: one that strips takes white space with it."""
+        token = self.tokenizer.added_tokens_decoder.get(self.tokenizer.eos_token_id)
+        return token is not None and not token.rstrip
