@@ -135,7 +135,11 @@ class Encoded:
 
 
 def read(
-    source: DataSource, chat: bool, filters: Sequence[RowFilter], dropped: Counter[str]
+    source: DataSource,
+    chat: bool,
+    filters: Sequence[RowFilter],
+    dropped: Counter[str],
+    unusable: str = "drop",
 ) -> Iterator[Row]:
     """Yield the rows of `source` as objectives take them: renamed, laid out, filtered.
 
@@ -143,13 +147,19 @@ def read(
         source: Where the rows come from.
         chat: Whether instructions become chat messages: the tokenizer has a template.
         filters: See every row, one after the other.
-        dropped: Counts the rows that a filter drops, by reason.
+        dropped: Counts the rows that a filter drops, by reason, and those that nobody can use.
+        unusable: ``drop`` or ``refuse`` the latter.
 
     Raises:
         DataError: A row is malformed.
     """
     for row in source.rows():
-        kept: Row | str = laid_out(row, source, chat)
+        try:
+            kept: Row | str = laid_out(row, source, chat)
+        except UnusableRowError as error:
+            if unusable == "refuse":
+                raise
+            kept = error.reason
         for row_filter in filters:
             if isinstance(kept, Row):
                 kept = row_filter.keep(kept)
@@ -188,7 +198,7 @@ def encode(
             where that is refused; or none is left.
     """
     encoded = Encoded()
-    for row in read(source, codec.has_template, filters, encoded.dropped):
+    for row in read(source, codec.has_template, filters, encoded.dropped, unusable):
         answered = asked(row) or row  # one object, however many trees are of it
         try:
             for tree in _trees(row, objective, codec):

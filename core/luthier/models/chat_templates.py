@@ -10,6 +10,7 @@ from typing import Any
 
 from luthier.errors import ConfigError, unknown
 from luthier.registry import catalogue
+from luthier.text import bounded
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +72,8 @@ def _marks(template: str, tokenizer: Any) -> list[str]:
     """Return the marks that `template` writes around one question and its answer."""
     talk = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]
     try:
-        shown = str(tokenizer.apply_chat_template(talk, chat_template=template, tokenize=False))
+        with bounded():
+            shown = str(tokenizer.apply_chat_template(talk, chat_template=template, tokenize=False))
     # What is wrong with a template is told with the first row, whose messages it refuses.
     except Exception:  # noqa: BLE001
         return []

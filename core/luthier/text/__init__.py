@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from luthier.faces import attach
 
 if TYPE_CHECKING:
+    from luthier.text.bounds import bounded as bounded
     from luthier.text.codec import Codec as Codec, Prompt as Prompt
     from luthier.text.json_values import parse_json as parse_json
     from luthier.text.messages import (

@@ -13,7 +13,15 @@ from typing import Any, Literal
 
 from luthier.errors import DataError, UnusableRowError
 from luthier.text.conversation import AmbiguousTurnError, Conversation
-from luthier.text.messages import KEYS, Message, is_empty, is_trained, read_messages, says_nothing
+from luthier.text.messages import (
+    KEYS,
+    Message,
+    check_length,
+    is_empty,
+    is_trained,
+    read_messages,
+    says_nothing,
+)
 from luthier.text.text_encoder import TextEncoder
 from luthier.text.written import (
     Outline,
@@ -190,6 +198,7 @@ class Codec:
             raise DataError(f"{origin}: text must be a text with something in it, got {type(text).__name__}")
         if not text.strip():
             raise UnusableRowError(origin, "with an empty text")
+        check_length(len(text), origin)
         first, *rest = self._encoder.closed(self._encoder.start(text))
         if not rest:
             raise DataError(f"{origin}: the text is one token, and nothing before it predicts it")

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from luthier.errors import DataError, UnusableRowError
+from luthier.text.bounds import GIBIBYTES, bounded
 from luthier.text.messages import Message, functions, plain, shortened
 
 CALENDAR = (
@@ -84,6 +85,8 @@ class Conversation:
             )
         try:
             return self._rendered(messages, open_turn, self._calls_as_text)
+        except MemoryError as error:
+            raise DataError(f"{self.origin}: the chat template takes more than {GIBIBYTES} GiB") from error
         # Templates raise jinja2 errors of their own making for roles or orders they do not take.
         except Exception as error:
             hint = "; model.system=fold puts the system turn into the user's" * (
@@ -112,12 +115,13 @@ class Conversation:
 
     def _rendered(self, messages: Sequence[Message], open_turn: bool, calls_as_text: bool) -> str:
         template = self.tokenizer.get_chat_template(tools=self.tools)
-        return str(
-            self.tokenizer.apply_chat_template(
-                [plain(message, template, calls_as_text) for message in messages],
-                tools=self.tools,
-                chat_template=CALENDAR * ("strftime_now" in template) + template,
-                tokenize=False,
-                add_generation_prompt=open_turn,
+        with bounded():
+            return str(
+                self.tokenizer.apply_chat_template(
+                    [plain(message, template, calls_as_text) for message in messages],
+                    tools=self.tools,
+                    chat_template=CALENDAR * ("strftime_now" in template) + template,
+                    tokenize=False,
+                    add_generation_prompt=open_turn,
+                )
             )
-        )

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
-from luthier.errors import DataError, unknown
+from luthier.errors import DataError, UnusableRowError, unknown
+from luthier.text.bounds import LONGEST
 from luthier.text.json_values import parse_json
 
 Message = Mapping[str, Any]
@@ -48,13 +49,26 @@ def read_messages(value: Any, what: str, origin: str) -> Any:
         DataError: It is neither; the message says what it is.
     """
     if isinstance(value, str):
+        check_length(len(value), origin)
         listed = _listed(value)
         return value if listed is None else read_messages(listed, what, origin)
     if not isinstance(value, Sequence) or isinstance(value, bytes) or not value:
         empty = isinstance(value, Sequence) and not isinstance(value, bytes)
         description = "an empty list" if empty else type(value).__name__
         raise DataError(f"{origin}: {what} must be text or a list of messages, got {description}")
-    return [_message(message, f"{origin}: {what}, message {place}") for place, message in enumerate(value, 1)]
+    messages = [_message(one, f"{origin}: {what}, message {place}") for place, one in enumerate(value, 1)]
+    check_length(sum(len(message["content"]) for message in messages), origin)
+    return messages
+
+
+def check_length(characters: int, origin: str) -> None:
+    """Refuse a text that would take minutes to tokenise, and that no model takes.
+
+    Raises:
+        UnusableRowError: It is longer than `LONGEST`.
+    """
+    if characters > LONGEST:
+        raise UnusableRowError(origin, f"with a text of more than {LONGEST:,} characters")
 
 
 def role_of(message: Any) -> str | None:

@@ -126,7 +126,7 @@ def test_an_answer_that_the_template_leaves_out_is_no_end_token_alone(supervise)
     # users.md row 3: training looks healthy, and nothing but the end is learned.
     codec = codec_of(TURN + "[{{ m.role }}]{{ m.text }}<|im_end|>{% endfor %}")
     codec.tokenizer.chat_template += "{% if add_generation_prompt %}[assistant]{% endif %}"
-    with pytest.raises(DataError, match="f:1: with a text of '.*' that the chat template leaves out"):
+    with pytest.raises(DataError, match=r"f:1: with a text of '.*' that the chat template leaves out"):
         codec.conversation(TALK, "f:1", supervise)
     # An answer that is a special token is one.
     codec.tokenizer.chat_template = STYLES["chatml"]

@@ -2,6 +2,8 @@
 
 import json
 import random
+import resource
+import signal
 
 import pytest
 
@@ -447,3 +449,39 @@ def test_random_conversations_are_rendered_whole(seed):
     assert list(tree.prompt + tree.branches[0].ids) == codec.tokenizer(shown)["input_ids"]
     answers = [m["content"] + "<|im_end|>" for m in talk if m["role"] == "assistant"]
     assert said(codec, tree) == "".join(answers)
+
+
+# D4: bounded time and memory
+
+
+@pytest.mark.parametrize(
+    ("loops", "told"),
+    [
+        ("{% for i in range(9999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "longer than 2 sec"),
+        ("{{ 'a' * 9000000000 }}", "takes more than 4 GiB"),
+        ("{% set n = namespace(x='aa') %}{% for i in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}", "takes"),
+    ],
+)  # fmt: skip
+def test_a_template_that_loops_or_grows_is_one_line(monkeypatch, loops, told):
+    monkeypatch.setattr("luthier.text.bounds.SECONDS", 2)
+    limit = resource.getrlimit(resource.RLIMIT_AS)
+    with pytest.raises(DataError, match=f"f:1: the chat template .*{told}") as caught:
+        codec_of(loops + CHATML).conversation([USER, ANSWER], "f:1")
+    assert len(str(caught.value)) < 300
+    assert resource.getrlimit(resource.RLIMIT_AS) == limit
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize("name", ["text", "messages", "completion"])
+def test_a_row_of_hundreds_of_megabytes_is_dropped_unread(name):
+    long = "a" * 300_000_000
+    full = {"text": "a b"} if name == "text" else {"messages": [USER, ANSWER]}
+    fields = {
+        "text": {"text": long},
+        "messages": {"messages": [USER, {**ANSWER, "content": long}]},
+        "completion": {"prompt": "a", "completion": long},
+    }[name]
+    told = encode(listed(full, fields), SFT(), codec_of(CHATML), 64).summary()
+    assert "dropped: 1 with a text of more than 10,000,000 characters" in told
+    with pytest.raises(UnusableRowError, match="f:2: with a text of more than"):
+        encode(listed(full, fields), SFT(), codec_of(CHATML), 64, unusable="refuse")
