@@ -180,6 +180,7 @@ def test_keys_of_messages_that_nothing_reads_are_counted():
 # A10, A11: what a row says is rendered, or the row is refused and counted
 
 
+CUTS = CHATML.replace("m.content", "m.content[:8]")
 NOBODY = KNOWN.replace("'system', ", "")
 IN_TEXT = {**ANSWER, "content": "<think>hm</think>two"}
 DEVELOPER, THOUGHT = {"role": "developer", "content": "be brief"}, {**ANSWER, "reasoning_content": "hm"}
@@ -197,6 +198,8 @@ BESIDE = [USER, {"role": "assistant", "content": "wait", "tool_calls": [CALL]}]
         # What it says can be found elsewhere by chance.
         (KNOWN.replace("'tool'", "'x'"), [USER, *BESIDE[1:], {"role": "tool", "content": "e"}, ANSWER], "a "),
         (NOBODY, [{"role": "system", "content": "user"}, USER, ANSWER], "a text of 'system'"),
+        (CUTS, [USER, {**ANSWER, "content": "a long answer"}], "a text of 'assistant'"),
+        (CUTS, [{**USER, "content": "a long question"}, ANSWER], "a text of 'user'"),
         (FORGETS.replace("and loop.last", "and false"), [USER, IN_TEXT], "a thought"),
     ],
 )  # fmt: skip
