@@ -22,17 +22,9 @@ from luthier.text.messages import (
     read_messages,
     says_nothing,
 )
+from luthier.text.said import with_texts
 from luthier.text.text_encoder import TextEncoder
-from luthier.text.written import (
-    Outline,
-    check_tools,
-    check_written,
-    left_out,
-    outline,
-    said_by,
-    shape_of,
-    with_texts,
-)
+from luthier.text.written import Outline, check_tools, check_written, left_out, outline
 from luthier.trees import Branch, Tree
 
 Prompt = str | Sequence[Message]
@@ -244,13 +236,15 @@ class Codec:
                 self._note(f"with '{key}' in their messages, which nothing reads", origin)
         if any(message.get("weight", 0) == 1 and message["role"] == "user" for message in messages):
             self._note("with a user's turn that is flagged to be trained, and is not", origin)
-        spelled = {t for m in messages for _, text in said_by(m) for t in self._encoder.spelled(text)}
+        conversation = Conversation(self.tokenizer, messages, origin, tools or None)
+        spelled = {t for said in conversation.said for _, text in said for t in self._encoder.spelled(text)}
         if spelled and self.tokenizer.init_kwargs.get("control_tokens") == "text":
-            messages = [with_texts(m, lambda _, text: self._encoder.hide(text)) for m in messages]
-        elif spelled:
+            hidden = [with_texts(m, lambda _, text: self._encoder.hide(text)) for m in messages]
+            return replace(conversation, messages=hidden)
+        if spelled:
             name = self.tokenizer.convert_ids_to_tokens(min(spelled))
             self._note(f"that spell control tokens, e.g. {name} (see model.control_tokens)", origin)
-        return Conversation(self.tokenizer, messages, origin, tools or None)
+        return conversation
 
     def _tree(
         self, messages: Sequence[Message], first: int, origin: str, supervise: Supervise, tools: Any
@@ -292,7 +286,7 @@ class Codec:
             raise left_out(conversation.origin, known.missing)
         tail = known.tail
         if tail is None or not written.endswith(tail):
-            own = [text for _, text in said_by(conversation.messages[turn])][-1:]
+            own = [text for _, text in conversation.said[turn]][-1:]
             tail = written.rpartition(own[0])[2] if own and own[0] in written else written
         return self._encoder.turn(written, tail, self.turn_end)
 
@@ -312,7 +306,7 @@ class Codec:
             check_written(conversation, text, [place], thoughts=place in thoughtful)
 
     def _outline(self, conversation: Conversation, turn: int | None, thoughtful: Collection[int]) -> Outline:
-        key = shape_of(conversation), turn, tuple(thoughtful)
+        key = conversation.shape, turn, tuple(thoughtful)
         if key not in self._outlines:
             if len(self._outlines) >= _SHAPES:
                 self._outlines.clear()

@@ -10,6 +10,7 @@ from typing import Any
 from luthier.errors import DataError, UnusableRowError
 from luthier.text.bounds import GIBIBYTES, bounded
 from luthier.text.messages import Message, functions, plain, shortened
+from luthier.text.said import said_by, with_texts
 
 CALENDAR = (
     "{%- macro strftime_now(format) -%}{{ format | replace('%d', '26') | replace('%b', 'Jul') | "
@@ -44,11 +45,38 @@ class Conversation:
 
     def first(self, count: int) -> Conversation:
         """Return the conversation of the first `count` messages."""
-        return replace(self, messages=self.messages[:count])
+        return self if count == len(self.messages) else replace(self, messages=self.messages[:count])
+
+    @functools.cached_property
+    def said(self) -> list[list[tuple[str, str]]]:
+        """What each text of each message is, and the text."""
+        return [said_by(message) for message in self.messages]
+
+    @functools.cached_property
+    def marked(self) -> tuple[Conversation, list[list[tuple[str, str]]]]:
+        """The conversation with a word of its own for every text, and what those are, by message."""
+        marks: list[list[tuple[str, str]]] = []
+
+        def mark(what: str, _: str) -> str:
+            marks[-1].append((what, f"zq{len(marks)}x{len(marks[-1])}qz"))
+            return marks[-1][-1][1]
+
+        messages = []
+        for message in self.messages:
+            marks.append([])
+            messages.append(with_texts(message, mark))
+        return replace(self, messages=messages), marks
+
+    @functools.cached_property
+    def shape(self) -> str:
+        """What conversations of one shape have in common."""
+        return repr((self.marked[0].messages, self.tools))
 
     def until(self, turn: int) -> str:
         """Render the messages before `turn`, and what opens an assistant turn."""
-        return self._render(self.messages[:turn], True)
+        if turn not in self._opened:
+            self._opened[turn] = self._render(self.messages[:turn], True)
+        return self._opened[turn]
 
     def whole(self, count: int) -> str:
         """Render the first `count` messages, without an end token that only the last turn has."""
@@ -76,6 +104,10 @@ class Conversation:
             f"turn {turn + 1} ({message['role']}: '{said}') follows, {was} as {became}, so the supervised "
             "tokens are ambiguous; take another template with model.chat_template",
         )
+
+    @functools.cached_property
+    def _opened(self) -> dict[int, str]:
+        return {}
 
     def _render(self, messages: Sequence[Message], open_turn: bool) -> str:
         if not self.tokenizer.chat_template:

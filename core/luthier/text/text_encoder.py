@@ -31,8 +31,9 @@ class TextEncoder:
 
     def continued(self, text: str) -> list[int]:
         """Tokenise what continues another text: SentencePiece would put a space before what begins one."""
-        anchor = self.tokenizer.eos_token
-        ids = self.plain(f"{anchor}{text}") if text and self._anchored else []
+        if not text:
+            return []
+        ids = self.plain(f"{self.tokenizer.eos_token}{text}") if self._anchored else []
         return ids[1:] if ids[:1] == [self.tokenizer.eos_token_id] else self.plain(text)
 
     def start(self, text: str) -> list[int]:
@@ -57,11 +58,21 @@ class TextEncoder:
         """
         ids = self.continued(written)
         special = [place for place, token in enumerate(ids) if token in self.special]
-        behind = special[len(special) - sum(token in self.special for token in self.plain(tail)) :]
+        behind = special[len(special) - self._controls(tail) :]
         stop = next((place + 1 for place in behind if ids[place] == end), None)
         if stop is None:
             stop = self._stop(ids) if behind else len(ids)
         return ids[:stop], ids[stop:]
+
+    def _controls(self, tail: str) -> int:
+        """Return how many special tokens are in what a template writes behind a turn."""
+        if tail not in self._counts:
+            self._counts[tail] = sum(token in self.special for token in self.plain(tail))
+        return self._counts[tail]
+
+    @functools.cached_property
+    def _counts(self) -> dict[str, int]:
+        return {}
 
     def ended(self, ids: list[int]) -> list[int]:
         """Cut the white space behind the end token of an answer, or give it one."""

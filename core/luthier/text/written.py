@@ -8,21 +8,13 @@ texts alone, such as earlier thoughts, is looked for in the rendering of the row
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 from luthier.errors import DataError, UnusableRowError
 from luthier.text.conversation import Conversation
-from luthier.text.messages import THOUGHTS, Message, functions
-
-THINK = re.compile(r"(</?think>)")
-"""Between these stand thoughts within a content; templates look for them."""
-
-A_THOUGHT = "a thought"
-Each = Callable[[str, str], str]
-"""Takes what a text is, and the text; returns another one for its place."""
+from luthier.text.messages import functions
+from luthier.text.said import A_THOUGHT
 
 
 @dataclass(frozen=True)
@@ -46,7 +38,7 @@ def outline(conversation: Conversation, turn: int | None, thoughtful: Collection
         turn: Up to this turn; None: as a prompt, all of it.
         thoughtful: Turns whose thoughts are to be written.
     """
-    marked, marks = _marked(conversation)
+    marked, marks = conversation.marked
     count = len(conversation.messages) if turn is None else turn + 1
     try:
         text = marked.until(count) if turn is None else marked.whole(count)
@@ -63,11 +55,6 @@ def outline(conversation: Conversation, turn: int | None, thoughtful: Collection
     return Outline(missing, text.rpartition(last[0][1])[2] if last and last[0][1] in text else None)
 
 
-def shape_of(conversation: Conversation) -> str:
-    """Return what conversations of one shape have in common."""
-    return repr((_marked(conversation)[0].messages, conversation.tools))
-
-
 def check_written(conversation: Conversation, text: str, turns: Sequence[int], thoughts: bool) -> None:
     """Check that everything that `turns` say, with their `thoughts` or without, stands in `text`.
 
@@ -78,7 +65,7 @@ def check_written(conversation: Conversation, text: str, turns: Sequence[int], t
     """
     packed = _packed(text)
     for turn in turns:
-        for what, said in said_by(conversation.messages[turn]):
+        for what, said in conversation.said[turn]:
             known = said in text or any(form in packed for form in _forms(said))
             if not known and (thoughts or what != A_THOUGHT):
                 raise left_out(conversation.origin, what)
@@ -99,72 +86,6 @@ def left_out(origin: str, what: str) -> UnusableRowError:
     """Return the error for a row of which the template leaves out `what`."""
     way_out = "; model.chat_template takes another"
     return UnusableRowError(origin, f"with {what} that the chat template leaves out{way_out}")
-
-
-def said_by(message: Message) -> Iterator[tuple[str, str]]:
-    """Yield what each text in `message` is, and the text."""
-    found: list[tuple[str, str]] = []
-
-    def note(what: str, text: str) -> str:
-        found.append((what, text))
-        return text
-
-    with_texts(message, note)
-    yield from found
-
-
-def with_texts(message: Message, each: Each) -> dict[str, Any]:
-    """Return `message` with every text that it says, white space around it aside, put through `each`."""
-    put: dict[str, Any] = {**message}
-    for key in (key for key in THOUGHTS if isinstance(message.get(key), str)):
-        put[key] = _put(message[key], A_THOUGHT, each)
-    parts = THINK.split(message["content"])
-    behind = max((place for place, part in enumerate(parts) if part == "</think>"), default=-1)
-    whats = [A_THOUGHT if place < behind else f"a text of '{message['role']}'" for place in range(len(parts))]
-    put["content"] = "".join(
-        part if THINK.fullmatch(part) else _put(part, what, each)
-        for part, what in zip(parts, whats, strict=True)
-    )
-    if calls := message.get("tool_calls"):
-        put["tool_calls"] = [_in_call(call, each) for call in calls]
-    return put
-
-
-def _in_call(call: Mapping[str, Any], each: Each) -> dict[str, Any]:
-    function = call.get("function")
-    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
-        return dict(call)
-    kept = {key: _in_value(value, each) for key, value in function.items() if key in ("name", "arguments")}
-    return {**call, "function": {**function, **kept}}
-
-
-def _in_value(value: Any, each: Each) -> Any:
-    if isinstance(value, Mapping):
-        return {each("a call", str(key)): _in_value(part, each) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_in_value(part, each) for part in value]
-    return _put(value, "a call", each) if isinstance(value, str) else value
-
-
-def _put(text: str, what: str, each: Each) -> str:
-    own = text.strip()
-    start = len(text) - len(text.lstrip())
-    return f"{text[:start]}{each(what, own)}{text[start + len(own) :]}" if own else text
-
-
-def _marked(conversation: Conversation) -> tuple[Conversation, list[list[tuple[str, str]]]]:
-    """Return the conversation with a word of its own for every text, and those words by message."""
-    marks: list[list[tuple[str, str]]] = []
-
-    def mark(what: str, _: str) -> str:
-        marks[-1].append((what, f"zq{len(marks)}x{len(marks[-1])}qz"))
-        return marks[-1][-1][1]
-
-    messages = []
-    for message in conversation.messages:
-        marks.append([])
-        messages.append(with_texts(message, mark))
-    return replace(conversation, messages=messages), marks
 
 
 def _packed(text: str) -> str:
