@@ -7,12 +7,11 @@ from luthier.faces import attach
 if TYPE_CHECKING:
     from luthier.config.building import build as build, build_method as build_method, selected as selected
     from luthier.config.composition import (
-        CONFIG_PATH as CONFIG_PATH,
-        VERSION_BASE as VERSION_BASE,
         compose as compose,
         known_keys as known_keys,
         opened as opened,
         prepare as prepare,
+        session as session,
     )
     from luthier.config.hydra_errors import check_overrides as check_overrides, explain as explain
     from luthier.config.model_config import ModelConfig as ModelConfig, ModelPlace as ModelPlace

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import hydra
-from hydra.core.config_search_path import ConfigSearchPath
+from hydra._internal.hydra import Hydra
+from hydra.core.config_search_path import ConfigSearchPath, SearchPathQuery
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
@@ -18,12 +21,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from luthier.config.hydra_errors import check_overrides, explain
+from luthier.config.hydra_node import GuardedLoader
 from luthier.config.validation import validate
 from luthier.contracts import KINDS, Command, options_of
 from luthier.registry import Catalogue, catalogue, command, composed_commands, node
-
-CONFIG_PATH = "pkg://luthier_conf"
-VERSION_BASE = "1.3"
 
 
 class PluginPresets(SearchPathPlugin):
@@ -60,18 +61,20 @@ def prepare() -> Catalogue:
 def _defaults(name: str, of: Command) -> Iterator[Any]:
     """Yield the defaults list of the primary config of a command."""
     yield f"{name}_schema"
-    yield "no_run_folder" if of.single else "run_folder"
+    if of.single is None:
+        yield "run_folder"
     yield from ({group: choice} for group, choice in of.defaults.items())
     yield "_self_"
     yield from ({f"override hydra/{part}_logging": "none"} for part in ("hydra", "job"))
 
 
-def compose(verb: str, overrides: list[str] | None = None) -> DictConfig:
+def compose(verb: str, overrides: list[str] | None = None, folders: Iterable[str | Path] = ()) -> DictConfig:
     """Compose and check the config of `verb` as the command line would.
 
     Args:
         verb: A command that takes a config, e.g. ``"train"``.
         overrides: Hydra overrides, e.g. ``["adapter=lora", "optimiser.lr=1e-4"]``.
+        folders: Where presets and recipes of one's own are, as ``--config-dir`` says.
 
     Raises:
         ConfigError: An override is misspelt, mistyped, or names what cannot be combined.
@@ -83,13 +86,26 @@ def compose(verb: str, overrides: list[str] | None = None) -> DictConfig:
         if (resumed := command(verb).resumed(overrides)) is not None:
             validate(verb, resumed)
             return resumed
-        GlobalHydra.instance().clear()
-        with hydra.initialize_config_module("luthier_conf", version_base=VERSION_BASE):
+        with session(folders):
             config = hydra.compose(verb, overrides=opened(overrides))
             validate(verb, config)
     except (HydraException, OmegaConfBaseException) as error:
         raise explain(error, known_keys(verb)) from error
     return config
+
+
+@contextlib.contextmanager
+def session(folders: Iterable[str | Path]) -> Iterator[Hydra]:
+    """Start Hydra on the configs of Luthier, of its plugins, and in `folders` of one's own."""
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_module("luthier_conf", version_base="1.3"):
+        app = GlobalHydra.instance().hydra
+        assert app is not None
+        path = app.config_loader.get_search_path()
+        for folder in folders:
+            path.prepend("one's own", f"file://{Path(folder).absolute()}", SearchPathQuery("schema", None))
+        app.config_loader = GuardedLoader(path)
+        yield app
 
 
 def opened(overrides: list[str]) -> list[str]:

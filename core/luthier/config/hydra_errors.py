@@ -90,6 +90,8 @@ def _unknown_choice(group: str, name: str, available: list[str]) -> LuthierError
         if entry.split(".")[-1] == name:
             return PluginError(f"{group} '{name}' cannot be used: {reason}")
     hint = nearest(name, available)
+    if group.startswith("hydra/"):
+        hint += f"a package brings it, e.g. pip install hydra-{name.split('_')[0]}-{group.split('/')[1]}; "
     return ConfigError(f"unknown {group} '{name}': {hint}known: {', '.join(sorted(available)) or 'none'}")
 
 
