@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
@@ -17,23 +19,12 @@ from luthier.errors import ConfigError
 
 GROUPS = ("hydra/launcher", "hydra/sweeper", "hydra/sweeper/sampler")
 """What may be chosen by name: from what is installed."""
-LAUNCHING = (
-    # joblib
-    "n_jobs backend prefer verbose timeout batch_size temp_folder "
-    # submitit; not its `setup`, lines of a shell
-    "submitit_folder timeout_min cpus_per_task gpus_per_node tasks_per_node mem_gb nodes name partition qos "
-    "account constraint gres exclude array_parallelism signal_delay_s max_num_timeout mem_per_gpu "
-    "mem_per_cpu cpus_per_gpu gpus_per_task exclusive "
-    # Ray; not its `runtime_env`, which sets variables and installs packages
-    "ray.init.address ray.init.num_cpus ray.init.num_gpus ray.remote.num_cpus ray.remote.num_gpus"
-).split()
-SWEEPING = ["n_trials", "n_jobs", "direction", "study_name", "storage", "max_batch_size", "max_failure_rate"]
-FREE = re.compile(
-    r"hydra\.(sweep\.(dir|subdir)"
-    rf"|launcher\.({'|'.join(map(re.escape, LAUNCHING))})"
-    rf"|sweeper\.({'|'.join(SWEEPING)}|sampler\.[a-z]\w*|params(\..+)?))"
-)
-"""What may be set: folders, and plain options of launchers and sweepers."""
+FREE = [
+    line
+    for line in Path(__file__).with_name("hydra_options.txt").read_text(encoding="utf-8").splitlines()
+    if not line.startswith("#")
+]
+"""What may be set: patterns of dotted keys."""
 
 
 def check_override(override: Override) -> None:
@@ -67,7 +58,7 @@ def check_tree(tree: Any, where: str) -> None:
     for key, value in _leaves(tree):
         if "_target_" in key.split("."):
             raise ConfigError(f"{where}: {key} names code to call; nothing that is configured may")
-        if _is_hydras(key) and not (FREE.fullmatch(key) and _is_plain(key, value)):
+        if _is_hydras(key) and not (any(fnmatchcase(key, free) for free in FREE) and _is_plain(key, value)):
             raise _refused(where, key)
 
 
@@ -77,12 +68,11 @@ class GuardedLoader(ConfigLoaderImpl):
     Everything that Hydra composes passes it: the config of a run, and of every job of a sweep.
     """
 
-    def load_configuration(
-        self, config_name: str | None, overrides: list[str], *args: Any, **more: Any
-    ) -> Any:
+    def load_configuration(self, config_name: Any, overrides: list[str], *more: Any, **named: Any) -> Any:
+        """Compose as Hydra does, once the overrides are checked."""
         for override in OverridesParser.create().parse_overrides(overrides):
             check_override(override)
-        return super().load_configuration(config_name, overrides, *args, **more)
+        return super().load_configuration(config_name, overrides, *more, **named)
 
     def _load_single_config(self, default: ResultDefault, repo: Any) -> ConfigResult:
         result = super()._load_single_config(default, repo)

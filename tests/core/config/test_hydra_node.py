@@ -24,9 +24,9 @@ FILES = {
     "elsewhere": f"# @package _global_\nmodel: {{shape: {{deep: [{CALLBACK}]}}}}\n",
     "environment": "# @package _global_\nhydra: {job: {env_set: {PYTHONPATH: /tmp}}}\n",
     "copied": "# @package _global_\nhydra: {job: {env_copy: [NOWHERE_SET]}}\n",
-    "logging": "# @package _global_\nhydra: {job_logging: {version: 1, handlers: {x: {(): os.mkdir, path: RAN}}}}\n",
+    "logging": "# @package _global_\nhydra: {job_logging: {version: 1, handlers: {x: {(): os.mkdir}}}}\n",
     "more_sources": "# @package _global_\nhydra: {searchpath: ['pkg://evil']}\n",
-    "interpolated": "# @package _global_\nmodel: {shape: {a: {b: 1}}}\nhydra: {callbacks: '${model.shape}'}\n",
+    "interpolated": "# @package _global_\nmodel: {shape: {a: 1}}\nhydra: {callbacks: '${model.shape}'}\n",
     "decoded": "# @package _global_\nhydra: {launcher: {n_jobs: '${oc.decode:\"{a: 1}\"}'}}\n",
     "script": '# @package _global_\nhydra: {launcher: {partition: "x\\nrm -r data"}}\n',
 }
