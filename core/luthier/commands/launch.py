@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import multiprocessing
 import os
 import sys
 import tempfile
 import traceback
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from luthier import config
 from luthier.commands import cli
@@ -41,15 +37,15 @@ def launch(verb: str, line: CommandLine) -> int:
     """
     config.prepare()
     _check_flags(line)
-    with _in_one_line(verb):
+    with config.in_one_line(verb, line.file):
         if line.multirun:
             return _multirun(verb, line)
         if line.shows:
             _show(verb, line)
             return 0
-        composed = config.compose(verb, line.overrides, line.folders)
+        composed = config.compose(verb, line.overrides, line.file, line.folders)
         if command(verb).single is None:
-            composed.run_dir = str(Path(composed.run_dir).absolute())
+            composed.run_dir = str(Path(composed.run_dir).expanduser().absolute())
         run(verb, composed)
     return 0
 
@@ -70,9 +66,9 @@ def run(verb: str, composed: DictConfig) -> None:
 
 
 def _multirun(verb: str, line: CommandLine) -> int:
-    jobs = _Jobs(verb)
-    with config.session(line.folders) as app:
-        app.multirun(verb, jobs, config.opened(line.overrides))
+    jobs, words = _Jobs(verb), config.opened(verb, line.overrides, several=True)
+    with config.session(verb, words, line.file, line.folders) as app:
+        app.multirun(config.PRIMARY, jobs, words)
     if len(jobs.folders) > 1:
         catalogue().hooks.hook.after_multirun(runs=jobs.labelled())
     return 1 if jobs.failed else 0
@@ -80,19 +76,9 @@ def _multirun(verb: str, line: CommandLine) -> int:
 
 def _show(verb: str, line: CommandLine) -> None:
     """Print the composed config."""
-    with config.session(line.folders) as app:
-        app.show_cfg(verb, config.opened(line.overrides), line.shows or "job", line.package, line.resolve)
-
-
-@contextlib.contextmanager
-def _in_one_line(verb: str) -> Iterator[None]:
-    """Raise what Hydra says of a config, or the system of a file, as one line."""
-    try:
-        yield
-    except (HydraException, OmegaConfBaseException) as error:  # a choice that is not there is an OSError too
-        raise config.explain(error, config.known_keys(verb)) from error
-    except OSError as error:
-        raise LuthierError(f"{error.filename or 'a file'}: {error.strerror or error}") from error
+    words = config.opened(verb, line.overrides)
+    with config.session(verb, words, line.file, line.folders) as app:
+        app.show_cfg(config.PRIMARY, words, line.shows or "job", line.package, line.resolve)
 
 
 def _check_flags(line: CommandLine) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NoReturn
 
+from luthier import config
 from luthier.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -28,7 +28,8 @@ class CommandLine:
 
     Attributes:
         overrides: What Hydra reads, in the order in which it was typed.
-        folders: Where configs of one's own are.
+        file: A YAML file of one's own, or the config of a run.
+        folders: Where presets and recipes of one's own are.
         multirun: Whether every combination of the values is run.
         shows: What part of the config is printed, instead of a run: ``job``, ``hydra`` or ``all``; or None.
         package: What node of it alone; None: all.
@@ -36,6 +37,7 @@ class CommandLine:
     """
 
     overrides: list[str]
+    file: str | None = None
     folders: list[str] = field(default_factory=list)
     multirun: bool = False
     shows: str | None = None
@@ -74,13 +76,17 @@ def parsed(name: str, command: Command, words: Sequence[str]) -> CommandLine:
         flags.error(f"'{wrong[0]}' is no flag")
     if missing := [folder for folder in known.folders if not os.path.isdir(folder)]:
         flags.error(f"--config-dir={missing[0]} is no folder")
-    return CommandLine(_named(name, command, others), **vars(known))
+    files = [word for word in others if "=" not in word and word.endswith((".yaml", ".yml"))]
+    if len(files) > 1:
+        raise ConfigError(f"'{files[1]}' is a file too many: one may name the other in its defaults list")
+    rest = [word for word in others if word not in files]
+    return CommandLine(_named(name, command, rest), file=files[0] if files else None, **vars(known))
 
 
 def _named(name: str, command: Command, words: Sequence[str]) -> list[str]:
     bare = [word for word in words if not word.startswith(("+", "~")) and "=" not in word]
     places = [place for place in command.positionals if isinstance(place, str)]
-    values = [_quoted(word) for word in bare]
+    values = [config.quoted(word) for word in bare]
     if ... in command.positionals and len(values) >= len(places):
         single = len(places) - 1
         values = [*values[:single], f"[{','.join(values[single:])}]"]
@@ -94,8 +100,3 @@ def _named(name: str, command: Command, words: Sequence[str]) -> list[str]:
     if named_too:
         raise ConfigError(f"{named_too[0]} is given twice: by name, and by a word without =")
     return [*(word for word in words if word not in bare), *map("{}={}".format, places, values)]
-
-
-def _quoted(word: str) -> str:
-    """Return `word` as Hydra's grammar reads it as text: backslashes count before quotes alone."""
-    return "'" + re.sub(r"(\\*)('|$)", lambda end: end[1] * 2 + ("\\'" if end[2] else ""), word) + "'"
