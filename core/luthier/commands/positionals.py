@@ -6,6 +6,7 @@ import argparse
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from luthier import config
@@ -43,6 +44,10 @@ class CommandLine:
     shows: str | None = None
     package: str | None = None
     resolve: bool = False
+
+    def sources(self) -> list[Path]:
+        """Return every folder of configs of one's own: a file's is one."""
+        return [Path(folder) for folder in (*self.folders, *([Path(self.file).parent] if self.file else []))]
 
 
 class _Flags(argparse.ArgumentParser):

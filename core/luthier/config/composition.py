@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -29,6 +28,7 @@ from luthier.config.validation import validate
 from luthier.contracts import KINDS, options_of
 from luthier.errors import LuthierError
 from luthier.registry import Catalogue, catalogue, command, composed_commands, node
+
 
 class PluginPresets(SearchPathPlugin):
     """Appends the preset package of every plugin to Hydra's search path."""

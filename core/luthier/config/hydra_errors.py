@@ -1,7 +1,10 @@
 """Hydra's and OmegaConf's errors, retold in one line with the nearest known name."""
 
+import difflib
+import json
 import re
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
@@ -26,6 +29,8 @@ PRIMARY = "the command"
 IN_FILE = re.compile(r"In '([^']+)': (\w+ raised while composing config:\n)?")
 UNREAD = re.compile(r"Key '[^']+' not in '\w+'")
 MISSING = re.compile(r"Missing mandatory value: (\S+)")
+SYNONYMS = Path(__file__).with_name("synonyms.json")
+"""What PEFT, TRL, transformers and Axolotl call it → what it is called here; for suggestions alone."""
 MANDATORY = re.compile(r"You must specify '([^']+)'")
 
 
@@ -108,16 +113,26 @@ def _unknown_choice(group: str, name: str, available: list[str]) -> LuthierError
 
 
 def _near(key: str, known: Sequence[str]) -> str:
+    """Return what to write instead of an option that there is not, or not of what is chosen."""
+    group, _, last = key.rpartition(".")
+    group = (group or key).split(".")[0]
     if (new := new_name(key)) and key not in known:
         return f"did you mean '{new}'?"
-    group = key.split(".")[0]
     if group.startswith("eval_"):
         return f"choose the held-out rows first: {group.removeprefix('eval_')}@{group}=SOURCE"
     if group == "recipe":
         return "a recipe begins with the line '# @package _global_'"
     if key in known:
         return f"it is no option of the chosen {group}"
-    hint = nearest(key, known) or nearest(key.split(".")[-1], [option.split(".")[-1] for option in known])
+    meant = json.loads(SYNONYMS.read_text(encoding="utf-8")).get(last, "")
+    if group in known and not meant.startswith(group) and (hint := nearest(key, known)):
+        return hint.strip()
+    same = sorted({option for option in known if option.endswith(f".{last}")})[:3]
+    if meant or same:
+        return f"did you mean {' or '.join(map(repr, [meant] if meant else same))}?"
+    ends = {option.rpartition(".")[2]: option for option in reversed(known)}
+    close = [ends[end] for end in difflib.get_close_matches(last, ends, n=1)]
+    hint = nearest(key, known) or nearest("".join(close), close)
     return hint.strip() or "see --help for what can be set"
 
 

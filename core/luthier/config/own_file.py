@@ -26,7 +26,7 @@ class OwnFile:
 
 
 def read_own(verb: str, file: Path, overrides: Sequence[str]) -> OwnFile:
-    """Read `file`, whose groups are chosen in a defaults list, by a key, or by a method's name among its options.
+    """Read `file`: groups are chosen in a defaults list, by a key, or by a method's name among its options.
 
     A file that sets every option is the config of a run: the new run has a folder of its own, and what an
     override replaces leaves with its options.
