@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     )
     from luthier.commands.cli import main as main
     from luthier.commands.options import TRAIN_DEFAULTS as TRAIN_DEFAULTS, TrainConfig as TrainConfig
+    from luthier.commands.positionals import parsed as parsed
     from luthier.commands.preparation import prepared as prepared
 else:
     __getattr__, __dir__, __all__ = attach(__name__)

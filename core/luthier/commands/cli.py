@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from luthier import registry
-from luthier.commands.positionals import named
+from luthier.commands.positionals import parsed
 from luthier.errors import LuthierError
 
 HELP = ("-h", "--help")
@@ -42,7 +42,7 @@ def report(action: Callable[[], int]) -> int:
 def dispatch(arguments: list[str]) -> int:
     """Run the command that `arguments` begin with and return the exit status."""
     name, *words = arguments or ["help"]
-    if name == "--version":
+    if "--version" in arguments:
         from importlib.metadata import version
 
         print(f"luthier {version('luthier')}")
@@ -72,9 +72,10 @@ def _run(name: str, words: list[str]) -> int:
     gc.enable()
     if not chosen.composed:
         return int(chosen.run(words) or 0)
-    if {"-m", "--multirun"} & set(words) and (reason := chosen.single):
+    line = parsed(name, chosen, words)
+    if line.multirun and (reason := chosen.single):
         raise LuthierError(f"{name} {reason}; leave out -m and give one value each")
-    return launch(name, named(name, chosen, words))
+    return launch(name, line)
 
 
 @contextlib.contextmanager
@@ -109,13 +110,14 @@ def run_job(verb: str, plain: dict[str, Any], environment: dict[str, str]) -> No
     from omegaconf import OmegaConf
 
     from luthier import config
+    from luthier.commands.launch import run
 
     config.prepare()
 
     def job() -> int:
         composed = OmegaConf.create(plain)
         config.validate(verb, composed)
-        registry.command(verb).run(composed)
+        run(verb, composed)
         return 0
 
     sys.exit(report(job))

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import multiprocessing
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+import traceback
 from pathlib import Path
 from typing import Any
 
-import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from luthier import config
 from luthier.commands import cli
-from luthier.errors import LuthierError
+from luthier.commands.positionals import CommandLine
+from luthier.errors import LuthierError, PluginError
 from luthier.registry import catalogue, command
 from luthier.runs import resumed_run
 
@@ -30,8 +26,8 @@ PRELOADED = "luthier.commands.preparation"
 """Imported once for all jobs. It must leave the GPU alone: whoever is forked later could not use it."""
 
 
-def launch(verb: str, overrides: list[str]) -> int:
-    """Compose `verb` with `overrides` and run it; ``-m`` runs every combination.
+def launch(verb: str, line: CommandLine) -> int:
+    """Compose `verb` as the command line says and run it; ``-m`` runs every combination.
 
     Returns:
         The exit status: 0, or 1 if a job of a multirun failed.
@@ -40,51 +36,63 @@ def launch(verb: str, overrides: list[str]) -> int:
         LuthierError: The config cannot be composed, or a single run ended with an error.
     """
     config.prepare()
-    if _beside_hydra(overrides):
-        with _in_one_line(verb):
-            command(verb).run(config.compose(verb, overrides))
-        return 0
-    # Hydra would print its own, longer account of an error and exit with status 1.
-    os.environ["HYDRA_FULL_ERROR"] = "1"
-    jobs = _Jobs(verb)
-    entry = hydra.main(version_base=config.VERSION_BASE, config_path=config.CONFIG_PATH, config_name=verb)
-    before, sys.argv = sys.argv, [f"luthier {verb}", *config.opened(overrides)]
+    _check_flags(line)
+    with config.in_one_line(verb, line.file):
+        if line.multirun:
+            return _multirun(verb, line)
+        if line.shows:
+            _show(verb, line)
+            return 0
+        composed = config.compose(verb, line.overrides, line.file, line.folders)
+        if command(verb).single is None:
+            composed.run_dir = str(Path(composed.run_dir).expanduser().absolute())
+        run(verb, composed)
+    return 0
+
+
+def run(verb: str, composed: DictConfig) -> None:
+    """Run `verb` in this process.
+
+    Raises:
+        LuthierError: It ended with an error, or something in it ended the program.
+    """
     try:
-        with _in_one_line(verb):
-            entry(jobs)()
-    finally:
-        sys.argv = before
-    if jobs.error:
-        raise jobs.error
+        command(verb).run(composed)
+    except SystemExit as error:
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        raise PluginError(
+            f"{verb} was ended before it was done, by {where.filename}:{where.lineno}"
+        ) from error
+
+
+def _multirun(verb: str, line: CommandLine) -> int:
+    jobs, words = _Jobs(verb), config.opened(verb, line.overrides, several=True)
+    with config.session(verb, words, line.file, line.folders) as app:
+        app.multirun(config.PRIMARY, jobs, words)
     if len(jobs.folders) > 1:
         catalogue().hooks.hook.after_multirun(runs=jobs.labelled())
     return 1 if jobs.failed else 0
 
 
-@contextlib.contextmanager
-def _in_one_line(verb: str) -> Iterator[None]:
-    """Raise what Hydra says of a config, or the system of a file, as one line."""
-    try:
-        yield
-    except (HydraException, OmegaConfBaseException) as error:  # a choice that is not there is an OSError too
-        raise config.explain(error, config.known_keys(verb)) from error
-    except OSError as error:
-        raise LuthierError(f"{error.filename or 'a file'}: {error.strerror or error}") from error
+def _show(verb: str, line: CommandLine) -> None:
+    """Print the composed config."""
+    words = config.opened(verb, line.overrides)
+    with config.session(verb, words, line.file, line.folders) as app:
+        app.show_cfg(config.PRIMARY, words, line.shows or "job", line.package, line.resolve)
 
 
-def _beside_hydra(overrides: list[str]) -> bool:
-    """Whether there is a run folder already, which Hydra would make: the main process's, or a resumed run's.
+def _check_flags(line: CommandLine) -> None:
+    """Refuse a multirun, or a look at the config, of what is not a new run of one process.
 
     Raises:
-        LuthierError: A multirun of such runs, or another flag of Hydra's.
+        LuthierError: It is asked for.
     """
-    resumed = resumed_run(overrides)
+    resumed = resumed_run(line.overrides)
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    if (resumed or several) and (flags := [word for word in overrides if word.startswith("-")]):
+    flag = "-m starts new runs one after the other and" if line.multirun else "--cfg" if line.shows else ""
+    if flag and (resumed or several):
         what = "resume=FOLDER" if resumed else "accelerate launch"
-        why = "starts new runs one after the other and " if flags[0] in ("-m", "--multirun") else ""
-        raise LuthierError(f"{flags[0]} {why}cannot be combined with {what}")
-    return bool(resumed) or int(os.environ.get("RANK", "0")) > 0
+        raise LuthierError(f"{flag} cannot be combined with {what}")
 
 
 class _Jobs:
@@ -94,14 +102,10 @@ class _Jobs:
         self.verb = verb
         self.folders: list[tuple[list[str], Path]] = []
         self.failed: list[Path] = []
-        self.error: LuthierError | None = None
 
     def __call__(self, composed: DictConfig) -> None:
         settings = HydraConfig.get()
         folder = Path(settings.runtime.output_dir)
-        if settings.mode != RunMode.MULTIRUN:
-            self._here(composed, folder)
-            return
         composed.run_dir = str(folder)
         self.folders.append((list(settings.overrides.task), folder))
         if self._in_own_process(composed) != 0:
@@ -114,17 +118,6 @@ class _Jobs:
             (" ".join(override.lstrip("+") for override in overrides if override not in shared), folder)
             for overrides, folder in self.folders
         ]
-
-    def _here(self, composed: DictConfig, folder: Path) -> None:
-        """Run the only job in this process; Hydra would print its own lines about an error, so it is kept."""
-        try:
-            config.validate(self.verb, composed)
-            if command(self.verb).single is None:
-                composed.run_dir = str(folder)
-            with _in_one_line(self.verb):
-                command(self.verb).run(composed)
-        except LuthierError as error:
-            self.error = error
 
     def _in_own_process(self, composed: DictConfig) -> int:
         """Run a job in a process of its own: nothing of it — memory, seeds, hooks — reaches the next one."""

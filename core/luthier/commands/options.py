@@ -46,7 +46,7 @@ class TrainConfig:
         "Further objectives on the first completion of every row, by weight, e.g. auxiliary.sft=0.2.",
         was="also",
     )
-    stages: dict[str, Any] = option(
+    stages: dict[str, str] = option(
         {},
         "Earlier stages: commands that must be done first, by name; those that are done are left out.",
         was="before",

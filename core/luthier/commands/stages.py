@@ -54,7 +54,10 @@ def do_stages(stages: Mapping[str, str]) -> None:
 
 
 def _command(name: str, line: str) -> list[str]:
-    words = shlex.split(str(line))
+    try:
+        words = shlex.split(str(line))
+    except ValueError as error:
+        raise ConfigError(f"stages.{name}: {error} in {line}") from error
     if not words or words[0] not in composed_commands():
         raise ConfigError(
             f"stages.{name}: {unknown('command', words[0] if words else '', composed_commands())}"

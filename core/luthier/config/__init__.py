@@ -7,14 +7,13 @@ from luthier.faces import attach
 if TYPE_CHECKING:
     from luthier.config.building import build as build, build_method as build_method, selected as selected
     from luthier.config.composition import (
-        CONFIG_PATH as CONFIG_PATH,
-        VERSION_BASE as VERSION_BASE,
         compose as compose,
-        known_keys as known_keys,
+        in_one_line as in_one_line,
         opened as opened,
         prepare as prepare,
+        session as session,
     )
-    from luthier.config.hydra_errors import check_overrides as check_overrides, explain as explain
+    from luthier.config.hydra_errors import PRIMARY as PRIMARY, check_overrides as check_overrides
     from luthier.config.model_config import ModelConfig as ModelConfig, ModelPlace as ModelPlace
     from luthier.config.options import (
         CheckpointConfig as CheckpointConfig,
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
         ScoringConfig as ScoringConfig,
     )
     from luthier.config.renamed import renamed_options as renamed_options
+    from luthier.config.typed_options import quoted as quoted
     from luthier.config.validation import validate as validate
 else:
     __getattr__, __dir__, __all__ = attach(__name__)

@@ -1,10 +1,14 @@
 """Hydra's and OmegaConf's errors, retold in one line with the nearest known name."""
 
+import difflib
+import json
 import re
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
+from yaml import MarkedYAMLError  # type: ignore[import-untyped]
 
 from luthier.config.renamed import new_name
 from luthier.contracts import KINDS
@@ -20,7 +24,13 @@ UNLOADABLE = re.compile(r"Could not load '([^']+)/([^'/]+)'")
 AMBIGUOUS = re.compile(r"Ambiguous value for argument '([^']+)'")
 TWICE = re.compile(r"Multiple values for (\S+)\.")
 FORM = "expected OPTION=VALUE; a VALUE with = or brackets inside needs quotes of its own: 'OPTION=\"a=b\"'"
+PRIMARY = "the command"
+"""What the primary config is called."""
+IN_FILE = re.compile(r"In '([^']+)': (\w+ raised while composing config:\n)?")
+UNREAD = re.compile(r"Key '[^']+' not in '\w+'")
 MISSING = re.compile(r"Missing mandatory value: (\S+)")
+SYNONYMS = Path(__file__).with_name("synonyms.json")
+"""What PEFT, TRL, transformers and Axolotl call it → what it is called here; for suggestions alone."""
 MANDATORY = re.compile(r"You must specify '([^']+)'")
 
 
@@ -32,8 +42,6 @@ def check_overrides(overrides: Iterable[str]) -> None:
     """
     groups = {kind.group for kind in KINDS.values()}
     for override in overrides:
-        if override.startswith("-"):
-            continue
         try:
             parsed = OverridesParser.create().parse_override(override)
             if not parsed.key_or_group:
@@ -46,14 +54,23 @@ def check_overrides(overrides: Iterable[str]) -> None:
             raise ConfigError(f"{override}: expected the name of one of {known}")
 
 
-def explain(error: Exception, known: Sequence[str]) -> LuthierError:
+def explain(error: Exception, known: Sequence[str], file: object = None) -> LuthierError:
     """Turn `error`, raised while composing, into one line.
 
     Args:
-        error: Hydra's or OmegaConf's exception.
+        error: Hydra's, OmegaConf's or YAML's exception.
         known: Every key or group an override may name.
+        file: One's own, which is composed as the primary config.
     """
+    if isinstance(error, MarkedYAMLError) and (mark := error.problem_mark):
+        return ConfigError(f"{mark.name}:{mark.line + 1}: {error.problem}")
     text = str(error)
+    if isinstance(error, UnicodeDecodeError):
+        return ConfigError(f"{file or 'a config'} is no text in UTF-8: {text}")
+    if match := IN_FILE.match(text):
+        where = file if match[1] == PRIMARY else match[1]
+        told = explain(type(error)(text[match.end() :]), known)
+        return type(told)(f"{where}: {told}" if where else str(told))
     if match := UNKNOWN_CHOICE.search(text):
         return _unknown_choice(match[1], match[2], AVAILABLE.findall(match[3]))
     if match := UNLOADABLE.search(text):
@@ -66,7 +83,7 @@ def explain(error: Exception, known: Sequence[str]) -> LuthierError:
         group = match[1].split("@")[0]
         choices = ", ".join(AVAILABLE.findall(text))
         return ConfigError(f"'{group}' must be chosen, e.g. {group}=NAME; known: {choices}")
-    if match := UNKNOWN_KEY.search(text):
+    if match := UNKNOWN_KEY.search(text) or (UNREAD.search(text) and FULL_KEY.search(text)):
         return ConfigError(f"unknown option '{match[1]}': {_near(match[1], known)}")
     if match := WRONG_TYPE.search(text):
         cause = _first_line(error.__cause__ or error)
@@ -90,18 +107,32 @@ def _unknown_choice(group: str, name: str, available: list[str]) -> LuthierError
         if entry.split(".")[-1] == name:
             return PluginError(f"{group} '{name}' cannot be used: {reason}")
     hint = nearest(name, available)
+    if group.startswith("hydra/"):
+        hint += f"a package brings it, e.g. pip install hydra-{name.split('_')[0]}-{group.split('/')[1]}; "
     return ConfigError(f"unknown {group} '{name}': {hint}known: {', '.join(sorted(available)) or 'none'}")
 
 
 def _near(key: str, known: Sequence[str]) -> str:
+    """Return what to write instead of an option that there is not, or not of what is chosen."""
+    group, _, last = key.rpartition(".")
+    group = (group or key).split(".")[0]
     if (new := new_name(key)) and key not in known:
         return f"did you mean '{new}'?"
-    group = key.split(".")[0]
     if group.startswith("eval_"):
         return f"choose the held-out rows first: {group.removeprefix('eval_')}@{group}=SOURCE"
+    if group == "recipe":
+        return "a recipe begins with the line '# @package _global_'"
     if key in known:
         return f"it is no option of the chosen {group}"
-    hint = nearest(key, known) or nearest(key.split(".")[-1], [option.split(".")[-1] for option in known])
+    meant = json.loads(SYNONYMS.read_text(encoding="utf-8")).get(last, "")
+    if group in known and not meant.startswith(group) and (hint := nearest(key, known)):
+        return hint.strip()
+    same = sorted({option for option in known if option.endswith(f".{last}")})[:3]
+    if meant or same:
+        return f"did you mean {' or '.join(map(repr, [meant] if meant else same))}?"
+    ends = {option.rpartition(".")[2]: option for option in reversed(known)}
+    close = [ends[end] for end in difflib.get_close_matches(last, ends, n=1)]
+    hint = nearest(key, known) or nearest("".join(close), close)
     return hint.strip() or "see --help for what can be set"
 
 

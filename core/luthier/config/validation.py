@@ -26,6 +26,9 @@ def validate(name: str, config: DictConfig) -> None:
         if dataclasses.is_dataclass(field.default_factory):
             below = {inner.name for inner in dataclasses.fields(field.default_factory)}
             _refuse_unread(set(config[field.name]) - below, below, f"{field.name}.")
+    for kind in KINDS.values():
+        if of.defaults.get(kind.group) and not kind.many and config.get(kind.group) is None:
+            raise ConfigError(f"'{kind.group}' must be chosen: {kind.group}=NAME")
     of.check(config)
     # A folder that the clock names never holds a run to go on with.
     plain: Any = OmegaConf.to_container(config)

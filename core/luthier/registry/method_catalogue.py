@@ -10,13 +10,14 @@ import logging
 import pkgutil
 import sys
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import pluggy
 
 from luthier.contracts import ALL_KINDS, COMMAND, NAME, PROJECT, SPECIFICATIONS, Kind
-from luthier.errors import PluginError, unknown
+from luthier.errors import LuthierError, PluginError, unknown
 from luthier.registry.discovery import CORE, Plugin, plugins, unmet_core_requirement
 
 
@@ -79,9 +80,13 @@ class Catalogue:
             reason = unmet_core_requirement(plugin.requires) if plugin.distribution != CORE else None
             if reason is None:
                 self._register(plugin, plugin.entry.load())
+        except KeyboardInterrupt:
+            raise
+        except PluginError as error:
+            reason = str(error)
         # A plugin is a stranger's code: whatever its import raises must not stop the others.
-        except (Exception, SystemExit) as error:  # noqa: BLE001
-            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        except BaseException as error:  # noqa: BLE001
+            reason = _said(error)
         if reason is not None:
             self.broken[plugin.entry.name] = f"{plugin.provider} {reason}"
 
@@ -94,8 +99,7 @@ class Catalogue:
             getattr(trial.hook, kind.hook)(register=functools.partial(_collect, collected, plugin, kind))
         packages = trial.hook.config_packages()
         for package in packages:
-            if importlib.util.find_spec(package) is None:
-                raise PluginError(f"config_packages names {package}, which it does not bring")
+            _check_presets(package)
         # Nothing of a plugin counts until all of it is sound.
         self.hooks.register(implementation, name=f"{plugin.distribution}:{plugin.entry.name}")
         for method in collected:
@@ -103,11 +107,56 @@ class Catalogue:
         self.config_packages.update(dict.fromkeys(packages, plugin.provider))
 
 
+class _Manager(pluggy.PluginManager):
+    """Names the plugin whose hook raises, or would end the program."""
+
+    def register(self, plugin: Any, name: str | None = None) -> str | None:
+        registered = super().register(plugin, name)
+        known = name or f"{type(plugin).__module__}.{type(plugin).__qualname__}"
+        for caller in self.get_hookcallers(plugin) or []:
+            for impl in (impl for impl in caller.get_hookimpls() if impl.plugin is plugin):
+                if impl.wrapper or impl.hookwrapper:
+                    raise PluginError(f"hook '{caller.name}' must not be a wrapper: it would hide the others")
+                impl.function = _named(impl.function, known, caller.name)  # type: ignore[misc]
+        return registered
+
+
+def _named(function: Callable[..., Any], plugin: str, hook: str) -> Callable[..., Any]:
+    """Return `function` with what it raises told in one line; what it is told of an error hides none."""
+
+    def call(*arguments: Any) -> Any:
+        try:
+            return function(*arguments)
+        except (KeyboardInterrupt, LuthierError):
+            raise
+        # A plugin is a stranger's code, and even SystemExit(0) must not pass for the run's own end.
+        except BaseException as error:
+            failure = PluginError(f"plugin {plugin}: {hook} raised {_said(error)}")
+            failure.status = 1
+            if hook != "on_train_error":
+                raise failure from error
+            logging.getLogger("luthier").warning("%s", failure)
+
+    return call
+
+
+def _said(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
 def _manager() -> pluggy.PluginManager:
-    manager = pluggy.PluginManager(PROJECT)
+    manager = _Manager(PROJECT)
     for spec in SPECIFICATIONS:
         manager.add_hookspecs(spec)
     return manager
+
+
+def _check_presets(package: object) -> None:
+    if not (isinstance(package, str) and package.replace(".", "_").isidentifier()):
+        raise PluginError(f"config_packages returns {package!r}, expected the dotted name of one package")
+    if (found := importlib.util.find_spec(package)) is None or not found.submodule_search_locations:
+        raise PluginError(f"config_packages names {package}, which is no package that it brings")
+    importlib.import_module(package)  # Hydra will, to find what lies in it
 
 
 def _check_hooks(trial: pluggy.PluginManager, implementation: object) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from importlib import resources
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from luthier.registry.method_catalogue import catalogue
@@ -12,11 +13,15 @@ if TYPE_CHECKING:
     from importlib.resources.abc import Traversable
 
 
-def presets(group: str, packages: Iterable[str] | None = None) -> list[str]:
-    """Return the names of the presets of `group`: the built-in, and those of `packages`; None: of all."""
+def presets(
+    group: str, packages: Iterable[str] | None = None, folders: Iterable[str | Path] = ()
+) -> list[str]:
+    """Return the names of the presets of `group`: built-in, of `packages` (None: of all), in `folders`."""
     names = set()
     for package in ("luthier_conf", *(catalogue().config_packages if packages is None else packages)):
         names |= set(_yaml_files(resources.files(package) / group, ""))
+    for folder in folders:
+        names |= set(_yaml_files(Path(folder) / group, ""))
     return sorted(names)
 
 

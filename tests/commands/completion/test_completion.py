@@ -31,6 +31,12 @@ from luthier_plugins.commands.completion.candidates import candidates
         ("luthier train data@eval_data=jso", ["data@eval_data=json", "data@eval_data=jsonl"]),
         ("luthier merge merger=ti", ["merger=ties"]),
         ("luthier fold adap", []),
+        ("luthier train --cfg ", ["all", "hydra", "job"]),
+        ("luthier train adapter=lora -c j", ["job"]),
+        ("luthier train --cfg=j", ["--cfg=job"]),
+        ("luthier train --config-dir ", []),
+        ("luthier train --config-dir my adapter=lo", ["adapter=lora"]),
+        ("luthier train --config", ["--config-dir", "--config-dir="]),
         ("luthier nothing adap", []),
     ],
 )

@@ -27,9 +27,19 @@ def test_it_shows_what_is_chosen_and_the_options_of_that(capsys, monkeypatch):
     assert order == sorted(order), "groups stand in the order in which people need them"
     assert "optimiser.lr " in rest
     assert "quickstart      LoRA on SmolLM2-135M: sums of two or three numbers" in rest
-    for flag in ("-m ", "--cfg=job", "--config-dir=FOLDER"):
+    for flag in ("-m ", "--cfg job", "--config-dir FOLDER", "FILE.yaml"):
         assert flag in groups
     assert rest.rstrip().endswith("luthier train resume=RUN")
+
+
+@pytest.mark.parametrize("words", [["--config-dir", "."], ["--config-dir=."], ["my.yaml"]])
+def test_recipes_of_ones_own_are_listed(words, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipe").mkdir()
+    (tmp_path / "recipe" / "mine.yaml").write_text("# @package _global_\n# What I do. And more.\nseed: 1\n")
+    (tmp_path / "my.yaml").touch()
+    assert "mine            What I do." in shown(capsys, "train", *words, "--help")
+    assert "mine" not in shown(capsys, "train", "--help")
 
 
 def test_a_choice_replaces_the_default(capsys):

@@ -101,7 +101,7 @@ def test_a_result_is_evaluated_by_its_folder(folder):
         (["train", *TINY, "model.path=nowhere/base"], "nowhere/base"),
         (["train", *TINY, "batch_size=[", "max_steps=1"], "batch_size=["),
         (["train", *TINY, "batch_size=0"], "batch_size=0 must be positive"),
-        (["train", *TINY, "run_dir=rows.jsonl/x"], "rows.jsonl/x: Not a directory"),
+        (["train", *TINY, "run_dir=rows.jsonl/x"], "rows.jsonl/x cannot be written: Not a directory"),
         (["train", *TINY, f"model.path={'a' * 300}"], "File name too long"),
     ],
 )

@@ -141,11 +141,18 @@ def test_a_word_too_many_is_one_line_with_the_way_out(say):
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["--nonsense"], "'--nonsense' is no flag, or lacks its value; known: -m, "),
+        (["--nonsense"], "'--nonsense' is no flag; known: -m, "),
         (["--mutlirun"], "'--mutlirun' is no flag"),
-        (["a", "--cfg"], "'--cfg=' is no flag, or lacks its value"),
-        (["a", "--cfg=jbo"], "'--cfg=jbo' is no flag, or lacks its value; .* --cfg=job"),
-        (["a", "--config-dir="], "'--config-dir=' is no flag, or lacks its value"),
+        (["a", "--cfg"], "--cfg: expected one argument; .* --cfg job"),
+        (["a", "--cfg=jbo"], "--cfg: invalid choice: 'jbo' .*job"),
+        (["a", "--config-dir="], "--config-dir= is no folder"),
+        (["a", "--config-dir", "nowhere"], "--config-dir=nowhere is no folder"),
+        (
+            ["--config-path=x", "-cn", "y"],
+            "--config-path is no flag of luthier; write: luthier say FOLDER/FILE",
+        ),
+        (["-sc", "install=bash"], "-sc is no flag of luthier; write: .*luthier completion bash"),
+        (["--hydra-help"], "luthier say --help"),
         (["-1"], "'-1' is no flag"),
         (["a", "text=b"], "text is given twice: by name, and by a word without ="),
         (["a", "2", "times=3"], "times is given twice"),
@@ -163,6 +170,7 @@ def test_the_value_of_a_flag_is_no_word_of_the_command(say, tmp_path, monkeypatc
     for words in (
         ["here", "--cfg", "job", "times=2"],
         ["--config-dir", "mine", "--cfg=job", "here", "times=2"],
+        ["-c", "job", "--config-dir=mine", "here", "times=2"],
     ):
         assert dispatch(["say", *words]) == 0
         assert capsys.readouterr().out == "text: here\ntimes: 2\n"

@@ -9,7 +9,10 @@ from typing import Any
 from luthier.contracts import KINDS, Command
 from luthier.registry import command, command_names, plugins, presets
 
-FLAGS = ("--help", "--multirun", "--cfg=job", "--config-dir=")
+FLAGS = ("--help", "--version", "-m", "--multirun", "--cfg", "--cfg=job", "--config-dir", "--config-dir=",
+         "--package", "--resolve")  # fmt: skip
+SHOWN = ("job", "hydra", "all")
+"""What ``--cfg`` prints."""
 
 
 def candidates(line: str) -> list[str]:
@@ -27,7 +30,14 @@ def _all(words: list[str], word: str) -> Iterator[str]:
         if not chosen.composed:
             yield from () if len(words) > 1 else chosen.subcommands
             return
+        if words[-1] in ("-c", "--cfg"):
+            yield from SHOWN
+            return
+        if words[-1] in ("-cd", "--config-dir", "-p", "--package"):
+            return  # files are the shell's to complete
         group, is_value, _ = word.partition("=")
+        if group == "--cfg":
+            yield from (f"--cfg={shown}" for shown in SHOWN)
         if is_value:
             yield from (f"{group}={choice}" for choice in _choices(chosen, group))
             return

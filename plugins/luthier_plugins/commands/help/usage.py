@@ -8,12 +8,14 @@ import itertools
 import re
 from collections.abc import Iterator, Sequence
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 
 from luthier import config
+from luthier.commands import parsed
 from luthier.contracts import KINDS, Command, Kind
 from luthier.registry import catalogue, command, composed_commands, presets
 from luthier_plugins.commands.help.options import grid, options
@@ -35,15 +37,16 @@ def show_usage(name: str, choices: Sequence[str]) -> int:
     of = command(name)
     if not of.composed:
         return int(of.run(["--help"]) or 0)
+    line = parsed(name, of, choices)
     console = Console(highlight=False)
     console.print(f"{_paragraphs(of.options)}\n\nusage: luthier {name} {escape(' '.join(_words(of)))}\n")
     console.print(grid(_flags(of)))
-    chosen = _chosen(of, choices)
+    chosen = _chosen(of, line.overrides)
     if kinds := _kinds(of):
         config.prepare()
         console.print("\n[bold]groups[/], ← what is chosen")
-        console.print(grid(_groups(of, kinds, chosen)))
-        _show_recipes(console, of)
+        console.print(grid(_groups(of, kinds, chosen, line.sources())))
+        _show_recipes(console, of, line.sources())
         _show_methods(console, kinds, chosen)
     _show_options(console, of)
     if of.examples:
@@ -67,8 +70,9 @@ def _words(of: Command) -> Iterator[str]:
 def _flags(of: Command) -> Iterator[tuple[str, str]]:
     if of.single is None:
         yield "-m", "one run for each combination of the values: OPTION=A,B"
-    yield "--cfg=job", "print the composed config and run nothing"
-    yield "--config-dir=FOLDER", "presets of your own, beside the built-in ones"
+    yield "--cfg job", "print the composed config and run nothing"
+    yield "FILE.yaml", "options and a defaults list of your own, or the config.yaml of a run"
+    yield "--config-dir FOLDER", "presets and recipes of your own, beside the built-in ones"
 
 
 def _kinds(of: Command) -> list[Kind]:
@@ -86,32 +90,36 @@ def _chosen(of: Command, choices: Sequence[str]) -> dict[str, list[str]]:
     return {group: text.strip("[]").split(",") for group, text in texts.items() if text not in (None, "???")}
 
 
-def _groups(of: Command, kinds: Sequence[Kind], chosen: dict[str, list[str]]) -> Iterator[tuple[str, str]]:
+def _groups(
+    of: Command, kinds: Sequence[Kind], chosen: dict[str, list[str]], folders: Sequence[Path]
+) -> Iterator[tuple[str, str]]:
     fields = {field.name for field in dataclasses.fields(of.options)}
     for kind in kinds:
-        names = [*catalogue().names(kind.name), *presets(kind.group)]
+        names = [*catalogue().names(kind.name), *presets(kind.group, folders=folders)]
         own = chosen.get(kind.group, [])
         marked = [f"[bold]{name}[/] ←" if name in own else name for name in names]
         yield kind.group, ", ".join(marked) or "none"
         if kind.group == "data":
             if "eval_data" in fields:
                 yield "data@eval_data", "the held-out rows, from any source of data"
-            if "model" in of.defaults and (models := presets("model")):
+            if "model" in of.defaults and (models := presets("model", folders=folders)):
                 yield "model", ", ".join(models)
 
 
-def _show_recipes(console: Console, of: Command) -> None:
+def _show_recipes(console: Console, of: Command, folders: Sequence[Path]) -> None:
     # Recipes are for training.
     fields = {field.name for field in dataclasses.fields(of.options)}
     if "recipe" in of.defaults and "adapter" in fields:
         console.print("\n[bold]recipes[/], recipe=NAME")
-        console.print(grid((name, escape(_sentence(f"recipe/{name}.yaml"))) for name in presets("recipe")))
+        names = presets("recipe", folders=folders)
+        console.print(grid((name, escape(_sentence(f"recipe/{name}.yaml", folders))) for name in names))
 
 
-def _sentence(preset: str) -> str:
+def _sentence(preset: str, folders: Sequence[Path]) -> str:
     """Return the first sentence of the comment that a preset begins with."""
-    for package in ("luthier_conf", *catalogue().config_packages):
-        file = resources.files(package).joinpath(*preset.split("/"))
+    packages = [resources.files(package) for package in ("luthier_conf", *catalogue().config_packages)]
+    for place in (*packages, *folders):
+        file = place.joinpath(*preset.split("/"))
         if file.is_file():
             lines = file.read_text(encoding="utf-8").replace("# @package _global_\n", "").splitlines()
             comment = [line[2:] for line in itertools.takewhile(lambda line: line.startswith("# "), lines)]

@@ -1,0 +1,119 @@
+"""The door to Hydra's own options: Hydra imports and calls what stands there, so few of them may be set."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.default_element import ResultDefault
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.plugins.config_source import ConfigResult
+from omegaconf import OmegaConf
+
+from luthier.errors import ConfigError
+
+GROUPS = ("hydra/launcher", "hydra/sweeper", "hydra/sweeper/sampler")
+"""What may be chosen by name: from what is installed."""
+FREE = [
+    line
+    for line in Path(__file__).with_name("hydra_options.txt").read_text(encoding="utf-8").splitlines()
+    if not line.startswith("#")
+]
+"""What may be set: patterns of dotted keys."""
+
+
+def check_override(override: Override) -> None:
+    """Refuse what sets or chooses more of Hydra than is free.
+
+    Raises:
+        ConfigError: It does.
+    """
+    key, package = str(override.key_or_group), override.package
+    if key in GROUPS and package is None and not override.is_delete():
+        return
+    free = not _is_hydras(key) and not (package and _is_hydras(package))
+    # Hydra refuses a sweep over its own options.
+    check_tree(
+        {} if free and override.is_sweep_override() else {key: override.value()}, str(override.input_line)
+    )
+    if not free and ("/" in key or package):
+        raise _refused(str(override.input_line), package or key)
+
+
+def check_tree(tree: Any, where: str) -> None:
+    """Refuse a tree of options that sets more of Hydra than is free, or names what is to be called.
+
+    Args:
+        tree: Dictionaries and lists, before interpolation.
+        where: What sets them, for the message.
+
+    Raises:
+        ConfigError: It does.
+    """
+    for key, value in _leaves(tree):
+        if "_target_" in key.split("."):
+            raise ConfigError(f"{where}: {key} names code to call; nothing that is configured may")
+        if _is_hydras(key) and not (any(fnmatchcase(key, free) for free in FREE) and _is_plain(key, value)):
+            raise _refused(where, key)
+
+
+class GuardedLoader(ConfigLoaderImpl):
+    """Hydra's loader, which lets nothing of one's own into Hydra's node but what is free.
+
+    Everything that Hydra composes passes it: the config of a run, and of every job of a sweep.
+    """
+
+    def load_configuration(self, config_name: Any, overrides: list[str], *more: Any, **named: Any) -> Any:
+        """Compose as Hydra does, once the overrides are checked."""
+        for override in OverridesParser.create().parse_overrides(overrides):
+            check_override(override)
+        return super().load_configuration(config_name, overrides, *more, **named)
+
+    def _load_single_config(self, default: ResultDefault, repo: Any) -> ConfigResult:
+        result = super()._load_single_config(default, repo)
+        if not _is_installed(default, result):
+            file = f"{result.path.removeprefix('file://')}/{default.config_path}.yaml"
+            check_tree(OmegaConf.to_container(result.config), file)
+        return result
+
+
+def _is_installed(default: ResultDefault, result: ConfigResult) -> bool:
+    """Whether it is the node of Hydra, or of a plugin of Hydra's, where it belongs, or Luthier's own."""
+    path = str(default.config_path)
+    if path == "run_folder":
+        return result.path == "pkg://luthier_conf"
+    home = path.rpartition("/")[0].replace("/", ".")
+    in_place = f"{home}.".startswith(f"{default.package}.")
+    return path.startswith("hydra/") and in_place and not result.path.startswith("file:")
+
+
+def _refused(where: str, key: str) -> ConfigError:
+    if key == "hydra.run.dir":
+        return ConfigError(f"{where}: the folder of a run is set by run_dir=FOLDER")
+    return ConfigError(
+        f"{where}: {key} cannot be set: of Hydra's own options only the folder of a sweep (run_dir), and "
+        "launcher and sweeper with their plain options are free, as Hydra calls what the others name"
+    )
+
+
+def _is_hydras(key: str) -> bool:
+    return re.split(r"[./@\[]", key.lstrip("/"))[0] == "hydra"
+
+
+def _is_plain(key: str, value: Any) -> bool:
+    # A second line would be a command of its own in a job's script; an interpolation can make a whole tree.
+    return str(value).isprintable() and ("${" not in str(value) or key.startswith("hydra.sweep."))
+
+
+def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield dotted key and value of everything in a tree that holds no other."""
+    inner = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
+    if not inner:
+        yield prefix, tree
+    for key, value in inner:
+        yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key))

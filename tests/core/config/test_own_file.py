@@ -1,0 +1,141 @@
+"""A YAML file of one's own, and the config of a run, as what a command composes (faults.md E)."""
+
+import json
+
+import pytest
+
+import forked
+from helpers import save_tiny, write_rows
+from luthier import ConfigError, LuthierError, compose
+from luthier.commands.cli import dispatch
+
+DATA = ["model.path=base", "data=jsonl", "data.path=rows.jsonl"]
+
+
+def composed(tmp_path, text, *overrides, name="my.yaml", **files):
+    for other, content in {name.partition(".")[0]: text, **files}.items():
+        (tmp_path / f"{other}.{name.partition('.')[2]}").write_text(content)
+    return compose("train", [*DATA, *overrides], file=tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "defaults: [{adapter: dora}]\nadapter: {rank: 3}",
+        "defaults: [{override /adapter: dora}, _self_]\nadapter: {rank: 3}",
+        "defaults: [_self_, {/adapter: dora}]\nadapter: {rank: 3}",
+        "adapter: {name: dora, rank: 3}",
+    ],
+)
+def test_a_method_is_chosen_in_every_way_that_one_would_write(tmp_path, text):
+    config = composed(tmp_path, text)
+    assert (config.adapter.name, config.adapter.rank) == ("dora", 3)
+
+
+def test_the_file_goes_before_its_recipe_and_the_command_line_before_the_file(tmp_path):
+    text = "recipe: quickstart\nadapter: dora\noptimiser: {lr: 0.5}\ntracker: [metrics]\nepochs: 3\n"
+    config = composed(tmp_path, text, "epochs=2")
+    assert (config.adapter.name, config.adapter.rank) == ("dora", 16), "rank is the recipe's"
+    assert (config.optimiser.lr, config.epochs, list(config.trackers)) == (0.5, 2, ["metrics"])
+    assert composed(tmp_path, text, "adapter=lora").adapter.name == "lora"
+
+
+def test_files_beside_it_may_be_in_its_defaults(tmp_path):
+    config = composed(tmp_path, "defaults: [shared]\nseed: 4\n", shared="seed: 3\nepochs: 5\n")
+    assert (config.seed, config.epochs) == (4, 5)
+
+
+@pytest.mark.parametrize("name", ["train.yaml", "run_folder.yaml", "config.yml", "a b.yaml"])
+def test_any_name_will_do(tmp_path, name):
+    assert composed(tmp_path, "seed: 9", name=name).seed == 9
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("optimiser: {lrr: 1}", r"my\.yaml: unknown option 'optimiser\.lrr': did you mean 'optimiser\.lr'\?"),
+        ("optimiser: {lr: fast}", r"my\.yaml: optimiser\.lr: Value 'fast'"),
+        ("adaptr: x", r"my\.yaml: unknown option 'adaptr': did you mean 'adapter'\?"),
+        ("defaults: [{adapter: lroa}]", r"my\.yaml: unknown adapter 'lroa': did you mean 'lora'\?"),
+        ("defaults: [nowhere]", r"my\.yaml: Could not load 'nowhere'"),
+        ("adapter: null", r"'adapter' must be chosen: adapter=NAME"),
+        ("a: [1\nb: 2", r"my\.yaml:2: expected ',' or ']'"),
+        ("seed: 1\nseed: 2", r"my\.yaml:2: found duplicate key seed"),
+        ("seed: !!python/object/apply:os.mkdir [RAN]", r"my\.yaml:1: could not determine a constructor"),
+        ("- 1", r"my\.yaml: expected options as OPTION: VALUE"),
+        ("defaults: 3", r"my\.yaml: expected options"),
+        ("hydra: {searchpath: ['pkg://os']}", r"my\.yaml: hydra\.searchpath\.0 cannot be set"),
+        ("model: {shape: {_target_: os.mkdir}}", r"my\.yaml: model\.shape\._target_ names code to call"),
+    ],
+)
+def test_a_mistake_is_one_line_with_file_and_key(tmp_path, text, told):
+    with pytest.raises(LuthierError, match=told) as error:
+        composed(tmp_path, text)
+    assert "\n" not in str(error.value)
+
+
+def test_what_is_no_file_of_text_is_one_line(tmp_path):
+    (tmp_path / "latin.yaml").write_bytes(b"run_dir: \xff")
+    for name, told in {"latin.yaml": "is no text in UTF-8", "nowhere.yaml": "No such file"}.items():
+        with pytest.raises(LuthierError, match=told) as error:
+            compose("train", DATA, file=tmp_path / name)
+        assert name in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "told"),
+    [
+        ("# @package _global_\noptimiser: {lrr: 1}", r"^recipe/mine: unknown option 'optimiser\.lrr'"),
+        ("# @package _global_\nadaptr: {x: 1}", r"^recipe/mine: unknown option 'adaptr'"),
+        ("# @package _global_\na: [1\nb", r"recipe/mine\.yaml:3: expected"),
+        ("optimiser: {lr: 1}", r"^recipe/mine: .*a recipe begins with the line '# @package _global_'"),
+    ],
+)
+def test_a_mistake_in_a_recipe_of_ones_own_keeps_its_cause(tmp_path, recipe, told):
+    (tmp_path / "recipe").mkdir()
+    (tmp_path / "recipe" / "mine.yaml").write_text(recipe)
+    with pytest.raises(ConfigError, match=told) as error:
+        compose("train", [*DATA, "recipe=mine"], folders=[tmp_path])
+    assert "\n" not in str(error.value)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("own")
+    save_tiny(path / "base")
+    write_rows(path / "rows.jsonl", [{"prompt": f"{i} + 1 =", "completion": f" {i + 1}"} for i in range(8)])
+    (path / "my.yaml").write_text(
+        "defaults: [{adapter: dora}]\nmodel: {path: base}\ndata: {name: jsonl, path: rows.jsonl}\n"
+        "adapter: {rank: 2}\nmax_steps: 1\ntracker: [metrics]\nrun_dir: first\n"
+    )
+    return path
+
+
+@pytest.mark.slow
+def test_a_file_and_the_config_of_its_run_train(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    assert dispatch(["train", "my.yaml", "optimiser.lr=1e-4"]) == 0
+    assert dispatch(["train", "first/config.yaml", "max_steps=2", "run_dir=2026_11_27"]) == 0
+    second = compose("train", file="2026_11_27/config.yaml")
+    assert (second.adapter.name, second.adapter.rank, second.optimiser.lr) == ("dora", 2, 1e-4)
+    assert json.loads((folder / "2026_11_27" / "summary.json").read_text())["steps"] == 2
+    assert second.run_dir.startswith("runs/"), "a new run has a folder of its own"
+    changed = compose("train", ["adapter=full"], file="first/config.yaml")
+    assert changed.adapter.name == "full"
+    (folder / "e.yaml").write_text("data: {name: jsonl, path: rows.jsonl}\nevaluation: {generate: false}\n")
+    assert dispatch(["evaluate", "first", "e.yaml", "run_dir=judged"]) == 0
+    assert (folder / "judged" / "summary.json").exists()
+
+
+@pytest.mark.slow
+def test_in_a_multirun_run_dir_is_the_folder_of_the_sweep(folder):
+    for words in (["my.yaml", "run_dir=sweep"], ["my.yaml", "hydra.sweep.dir=other"]):
+        done = forked.luthier("train", *words, "-m", "seed=1,2", cwd=folder)
+        assert done.returncode == 0, done.stderr
+        where = folder / words[1].partition("=")[2]
+        assert sorted(path.parent.name for path in where.glob("*/summary.json")) == ["0", "1"]
+
+
+def test_two_files_are_one_too_many(tmp_path):
+    with pytest.raises(ConfigError, match=r"'b\.yml' is a file too many"):
+        dispatch(["train", "a.yaml", "b.yml"])
