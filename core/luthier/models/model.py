@@ -11,24 +11,15 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from luthier.config import ModelConfig
 from luthier.contracts import Adapter, Quantiser
 from luthier.errors import ModelError
+from luthier.models.chat_templates import chat_template
 from luthier.models.model_source import Source, find_source
 from luthier.models.pretrained import from_pretrained
 from luthier.models.saved_adapters import adapter_readers, reader_of
-from luthier.models.saving import save_model, verify_saved
 from luthier.models.score_head import head_name, load_head, saved_kind, stored_head
 from luthier.models.tokenizer import load_tokenizer
+from luthier.models.vocabulary import add_tokens, fit
 from luthier.registry import catalogue
 from luthier.system import pick_device, pick_dtype, weights_and_autocast
-
-__all__ = [
-    "LoadedModel",
-    "LoadedTokenizer",
-    "ModelConfig",
-    "load_model",
-    "load_model_tokenizer",
-    "save_model",
-    "verify_saved",
-]
 
 
 @dataclass(frozen=True)
@@ -45,6 +36,7 @@ class LoadedModel:
         adapter: The PEFT folder that was loaded on it, its weights frozen; None without one.
         quantised: Its base is stored in fewer bits.
         attached: The method of that adapter, with the options it was made with.
+        new_tokens: Ids of what the tokenizer was given, and of every row that the embedding grew by.
     """
 
     model: PreTrainedModel
@@ -56,6 +48,7 @@ class LoadedModel:
     adapter: Path | None = None
     quantised: bool = False
     attached: Adapter | None = None
+    new_tokens: tuple[int, ...] = ()
 
     @property
     def context(self) -> int | None:
@@ -87,7 +80,7 @@ def load_model_tokenizer(config: ModelConfig) -> LoadedTokenizer:
     """
     source = find_source(config)
     context = _context(from_pretrained(AutoConfig, source.base, revision=config.revision))
-    tokenizer = load_tokenizer(_tokenizer_home(source), config.revision, config.chat_template)
+    tokenizer, _ = _tokenizer(config, source)
     return LoadedTokenizer(tokenizer, context, source.base)
 
 
@@ -124,7 +117,7 @@ def load_model(
     model_config = from_pretrained(AutoConfig, source.base, revision=config.revision)
     method = _quantised_by(model_config)
     _refuse_quantised(source.base, method, train_base, quantiser)
-    tokenizer = load_tokenizer(_tokenizer_home(source), config.revision, config.chat_template)
+    tokenizer, added = _tokenizer(config, source)
     model = from_pretrained(
         AutoModelForCausalLM,
         source.base,
@@ -148,10 +141,11 @@ def load_model(
     if source.adapter is not None:
         reader = reader_of(source.adapter, adapter_readers() if adapters is None else adapters)
         attached = reader.load(model, source.adapter, trainable=train_adapter)
+    new = fit(model, tokenizer, added, config.resize)
     quantised = quantiser is not None or method is not None
     model.eval()
     return LoadedModel(
-        model, tokenizer, dtype, device, autocast_dtype, source.base, source.adapter, quantised, attached
+        model, tokenizer, dtype, device, autocast_dtype, source.base, source.adapter, quantised, attached, new
     )
 
 
@@ -179,7 +173,11 @@ def _refuse_quantised(base: str, method: str | None, train_base: bool, quantiser
         )
 
 
-def _tokenizer_home(source: Source) -> str:
-    """Return where the tokenizer is: beside the adapter if one was saved there, its template with it."""
+def _tokenizer(config: ModelConfig, source: Source) -> tuple[Any, tuple[int, ...]]:
+    """Return the tokenizer beside the adapter, if there is one, else the base's, and the ids it was given."""
     beside = source.adapter is not None and (source.adapter / "tokenizer_config.json").is_file()
-    return str(source.adapter) if beside else source.base
+    tokenizer = load_tokenizer(str(source.adapter) if beside else source.base, config.revision)
+    added = add_tokens(tokenizer, config.new_tokens)
+    if config.chat_template is not None:
+        tokenizer.chat_template = chat_template(config.chat_template, tokenizer)
+    return tokenizer, added

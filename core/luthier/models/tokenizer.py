@@ -4,13 +4,12 @@ from pathlib import Path
 from typing import Any
 
 from luthier.errors import ModelError
-from luthier.models import chat_templates as templates
 from luthier.models.pretrained import from_pretrained
 
 _PROBE = "The naïve café: 12 + 3 = 15.\n\tdef f(x): return x<|im_start|>"
 
 
-def load_tokenizer(base: str, revision: str | None = None, chat_template: str | None = None) -> Any:
+def load_tokenizer(base: str, revision: str | None = None) -> Any:
     """Return the tokenizer saved with `base`.
 
     A missing pad token becomes the end token: a new one would change the vocabulary. Nothing may mask by
@@ -19,10 +18,8 @@ def load_tokenizer(base: str, revision: str | None = None, chat_template: str | 
     Args:
         base: A folder or a hub name.
         revision: Branch, tag or commit at the hub.
-        chat_template: A Jinja file, or the name of a template, that replaces the tokenizer's own template.
 
     Raises:
-        ConfigError: There is no such template.
         ModelError: There is no tokenizer, or it has no end token.
     """
     from transformers import AutoTokenizer
@@ -32,8 +29,6 @@ def load_tokenizer(base: str, revision: str | None = None, chat_template: str | 
         raise ModelError(f"{base}: its tokenizer has no end token; set eos_token in tokenizer_config.json")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    if chat_template is not None:
-        tokenizer.chat_template = templates.chat_template(chat_template, tokenizer)
     return tokenizer
 
 

@@ -69,12 +69,17 @@ class LowRankAdapter(LinearAdapter):
         Raises:
             ConfigError: The shorter side of another's weight is less than r.
         """
-        rank = int(value_for(self.rank_pattern, name, self.rank))
+        rank, scale = self.rank_and_scale_of(name)
         # Adapters are read by full names, and PEFT's, as PiSSA's of twice the rank, may be above a weight's.
         if rank > min(linear_shape(base)) and not (isinstance(self.targets, list) and name in self.targets):
             raise ConfigError(
                 f"rank={rank} is too much for {name} ({_shape(base)}); lower it or use rank_pattern"
             )
+        return rank, scale
+
+    def rank_and_scale_of(self, name: str) -> tuple[int, float]:
+        """Return r and s that the options have for `name`."""
+        rank = int(value_for(self.rank_pattern, name, self.rank))
         alpha = value_for(self.alpha_pattern, name, self.alpha)
         return rank, alpha / (math.sqrt(rank) if self.rank_stabilised else rank)
 
@@ -103,15 +108,19 @@ class LowRankAdapter(LinearAdapter):
 
         Of patterns that overlap PEFT takes the first one, but saves them in another order.
         """
-        config, layers = super().peft_config(model), adapted_layers(model)
+        config, names = super().peft_config(model), self.patterned(model)
         return config | {
             key: {
-                _pattern(name, layers): value
-                for name in layers
+                _pattern(shown, names): value
+                for shown, name in names.items()
                 if (value := value_for(config[key], name, config[usual])) != config[usual]
             }
             for key, usual in (("rank_pattern", "r"), ("alpha_pattern", "lora_alpha"))
         }
+
+    def patterned(self, model: nn.Module) -> dict[str, str]:
+        """Return the names by which PEFT looks for ranks and α, and those that the options have them by."""
+        return {name: name for name in adapted_layers(model)}
 
     def low_rank_config(self, rank_factor: int = 1) -> dict[str, Any]:
         """Return PEFT's options; ranks are `rank_factor` times these, at the same scale s."""
