@@ -1,4 +1,4 @@
-"""Whatever else peft saves beside LoRA on linear layers: read, trained on, saved again, folded, as peft has it."""
+"""What peft saves beside LoRA on linear layers: read, trained on, saved, folded and merged as peft does."""
 
 import tempfile
 import warnings
@@ -50,7 +50,7 @@ CASES = {
     "a module of several": (llama, {"modules_to_save": ["mlp"]}),
     "tokens": (llama, {"trainable_token_indices": [301, 305]}),
     "tokens of a tied embedding": (tied, {"trainable_token_indices": [301, 305]}),
-    "tokens of the head": (llama, {"trainable_token_indices": {"embed_tokens": [301], "lm_head": [303, 302]}}),
+    "tokens of the head": (llama, {"trainable_token_indices": {"embed_tokens": [301], "lm_head": [303, 2]}}),
     "tokens beside DoRA": (tied, {"trainable_token_indices": [301], "use_dora": True}),
     "an embedding": (llama, {"target_modules": ["q_proj", "embed_tokens", "lm_head"]}),
     "a tied embedding's LoRA": (tied, {"target_modules": ["q_proj", "embed_tokens"]}),
@@ -130,7 +130,9 @@ def test_read_trained_on_saved_and_folded_it_is_pefts(case, tmp_path):
     close(logits(type(again).from_pretrained(tmp_path / "folded")), expected)
 
 
-@pytest.mark.parametrize("case", ["all biases", "modules", "a tied head", "tokens", "an embedding", "grown, with LoRA"])
+@pytest.mark.parametrize(
+    "case", ["all biases", "modules", "a tied head", "tokens", "an embedding", "grown, with LoRA"]
+)
 def test_merged_it_is_pefts(case, tmp_path):
     make, options = (CASES | GROWN)[case]
     make().save_pretrained(tmp_path / "base")

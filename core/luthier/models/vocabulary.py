@@ -53,7 +53,7 @@ def grow(model: Any, rows: int) -> None:
     plain = isinstance(embedding, nn.Embedding) and isinstance(head, nn.Linear | None)
     if not plain or not embedding.weight.is_floating_point():
         raise ModelError(f"the embedding of {before} rows is adapted or quantised and cannot grow to {rows}; "
-                         "make one plain model of it first: luthier fold")  # fmt: skip
+                         "make one plain model of it first: luthier fold RUN FOLDER")  # fmt: skip
     trains = embedding.weight.requires_grad
     with quiet():
         model.resize_token_embeddings(rows, mean_resizing=False)

@@ -23,6 +23,8 @@ from luthier.adapters import (
 from luthier.errors import ConfigError, ModelError
 
 log = logging.getLogger("luthier")
+RENAMED = frozenset({"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"})
+"""What peft takes for experts in ``target_modules``, whatever it is, where transformers has stacked those."""
 _STARTS_BESIDE_THE_BASE = (True, False, None, "gaussian", "orthogonal", "eva")
 
 
@@ -109,6 +111,8 @@ class LowRankAdapter(LinearAdapter):
         Of patterns that overlap PEFT takes the first one, but saves them in another order.
         """
         config, names = super().peft_config(model), self.patterned(model)
+        if renamed := self.renamed(model):
+            self.tell_renamed(renamed)
         return config | {
             key: {
                 _pattern(shown, names): value
@@ -117,6 +121,19 @@ class LowRankAdapter(LinearAdapter):
             }
             for key, usual in (("rank_pattern", "r"), ("alpha_pattern", "lora_alpha"))
         }
+
+    def renamed(self, model: nn.Module) -> list[str]:
+        """Return the layers that peft takes for experts by their names, which are stacked in `model`."""
+        layers = [name for name in adapted_layers(model) if name.rpartition(".")[2] in RENAMED]
+        return layers if stacks(model) else []
+
+    def tell_renamed(self, layers: list[str]) -> None:
+        """Warn of them, where they cannot be named in another way."""
+        log.warning(
+            "peft may take %d layers, such as %s, for experts, and read this adapter differently; Luthier "
+            "reads it as it was trained, and luthier fold makes one model of it for all",
+            len(layers), layers[0],
+        )  # fmt: skip
 
     def patterned(self, model: nn.Module) -> dict[str, str]:
         """Return the names by which PEFT looks for ranks and α, and those that the options have them by."""
@@ -156,6 +173,12 @@ class LowRankAdapter(LinearAdapter):
             "alpha_pattern": _numbers(config, "alpha_pattern"),
             "rank_stabilised": bool(config.get("use_rslora")),
         }
+
+
+def stacks(model: nn.Module) -> list[str]:
+    """Return the names of stacks of matrices, as experts are kept in."""
+    names = [name for name, parameter in model.named_parameters() if parameter.dim() == 3]
+    return [name for name in names if ".changes." not in name]
 
 
 def _number(config: Mapping[str, Any], key: str, whole: bool = False) -> float:

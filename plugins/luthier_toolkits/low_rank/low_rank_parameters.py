@@ -13,12 +13,10 @@ from torch import nn
 from luthier import copy_state, is_conv1d, refuse_adapted
 from luthier.adapters import ALL_LINEAR, adapted_layers, adapted_modules, change, peft_targets
 from luthier.errors import ConfigError, nearest
-from luthier_toolkits.low_rank.low_rank_adapter import LowRankAdapter
+from luthier_toolkits.low_rank.low_rank_adapter import LowRankAdapter, stacks
 from luthier_toolkits.low_rank.low_rank_change import LowRankChange
 
 log = logging.getLogger("luthier")
-RENAMED = frozenset({"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"})
-"""What peft takes for experts in ``target_modules``, whatever it is, where transformers has stacked those."""
 
 
 class LowRankParameters(LowRankAdapter):
@@ -97,7 +95,7 @@ class LowRankParameters(LowRankAdapter):
         Those need a dropout of 0 there.
         """
         changed, layers = dict(_changes(model)), adapted_layers(model)
-        renamed = [name for name in layers if name.rpartition(".")[2] in RENAMED] if _stacks(model) else []
+        renamed = self.renamed(model)
         kept = {name: layer for name, layer in layers.items() if name not in renamed}
         embeddings = [name.removesuffix(".weight") for name, made in changed.items() if made.embedding]
         parameters = [name for name, made in changed.items() if not made.embedding]
@@ -112,8 +110,11 @@ class LowRankParameters(LowRankAdapter):
         """See `LowRankAdapter.patterned`."""
         layers = super().patterned(model)
         changed = [name.removesuffix(".weight") if made.embedding else name for name, made in _changes(model)]
-        renamed = {f"{name}.weight": name for name in layers if name.rpartition(".")[2] in RENAMED}
-        return layers | (renamed if _stacks(model) else {}) | {name: name for name in changed}
+        renamed = {f"{name}.weight": name for name in self.renamed(model)}
+        return layers | renamed | {name: name for name in changed}
+
+    def tell_renamed(self, layers: list[str]) -> None:
+        """Nothing: as parameters peft finds them."""
 
     def state(self, model: nn.Module) -> dict[str, torch.Tensor]:
         """Return the tensors of linear layers and of changed parameters by PEFT's names."""
@@ -166,12 +167,6 @@ def _parameters(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
                 yield f"{place}.{name}", module
 
 
-def _stacks(model: nn.Module) -> list[str]:
-    """Return the names of stacks of matrices, as experts are kept in."""
-    stacks = [name for name, parameter in model.named_parameters() if parameter.dim() == 3]
-    return [name for name in stacks if ".changes." not in name]
-
-
 def _changes(model: nn.Module) -> Iterator[tuple[str, LowRankChange]]:
     """Yield every low-rank change by the name of its parameter."""
     for place, module in adapted_modules(model).items():
@@ -196,7 +191,7 @@ def _placed(model: nn.Module) -> Iterator[tuple[str, LowRankChange]]:
 def _name_left_out(model: nn.Module) -> None:
     """Say which stacks of experts nothing trains."""
     trained = {name for name, _ in _changes(model)}
-    left = [name for name in _stacks(model) if name.replace(".base.", ".") not in trained]
+    left = [name for name in stacks(model) if name.replace(".base.", ".") not in trained]
     if left:
         names = ",".join(sorted({_short(name) for name in left}))
         log.info(

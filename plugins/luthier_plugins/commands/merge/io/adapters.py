@@ -102,7 +102,7 @@ def _check(config: DictConfig, inputs: Sequence[MergeInput], base: MergeInput | 
     for model in inputs:
         if model.origin is not None:
             raise ModelError(
-                f"{model.place}: its adapter changes more than linear layers, and result=adapter merges "
+                f"{model.place}: its adapter is more than changes of single layers; result=adapter merges "
                 "those alone; set result=model"
             )
         if model.adapter is None:

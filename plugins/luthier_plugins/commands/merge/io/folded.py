@@ -1,4 +1,4 @@
-"""Adapters that change more than linear layers, folded into their base before they are merged.
+"""Adapters of more than single linear layers, folded into their base before they are merged.
 
 New rows of an embedding, whole modules and experts may be stored in other shapes, and under other names, than
 the base has them; the folded model has what its family stores.
@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from luthier.adapters import CONFIG, PREFIX, WEIGHTS, fold
+from luthier.adapters import CONFIG, PREFIX, WEIGHTS, PeftAdapter, fold
 from luthier.config import ModelConfig
-from luthier.models import Source
+from luthier.models import Source, adapter_readers, peft_kind
 from luthier.system import read_table
 
 OPTIONS = ("modules_to_save", "trainable_token_indices", "target_parameters")
@@ -24,10 +24,13 @@ FOLDER = "folded"
 
 
 def changes_parameters(adapter: Path) -> bool:
-    """Whether the adapter in the folder `adapter` changes more than the weights of linear layers."""
+    """Whether the adapter in the folder `adapter` is more than changes of linear layers, each by itself."""
     if not (adapter / WEIGHTS).is_file():
         return False  # which is said where it is read
     config = read_table(adapter / CONFIG)
+    cls = adapter_readers().get(peft_kind(config))
+    if cls is not None and issubclass(cls, PeftAdapter) and cls.peft_shared:
+        return True
     if any(config.get(option) for option in OPTIONS) or config.get("bias", "none") != "none":
         return True
     with safe_open(adapter / WEIGHTS, framework="pt") as stored:
