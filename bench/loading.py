@@ -77,7 +77,7 @@ def layer_bytes(model: Any) -> int:
 def measure(load: Callable[[str], Any], path: str) -> dict[str, float]:
     """Return MiB: the most while loading, what stays, and what the quantised layers store."""
     require()
-    _kept = (load_tokenizer(path, None, None), shape_alone(path))
+    _kept = (load_tokenizer(path), shape_alone(path))
     gc.collect()
     before, most, done = resident(), [0], threading.Event()
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from luthier.faces import attach
 
 if TYPE_CHECKING:
+    from luthier.adapters.adapted_module import base_of as base_of
     from luthier.adapters.conv1d import is_conv1d as is_conv1d
     from luthier.adapters.linear_adapter import (
         AdaptedLinear as AdaptedLinear,

@@ -28,6 +28,8 @@ BUDGETS = {
     "evaluation": 655,
     "commands": 910,
 }
+LANDED = {"adapters": 300}
+"""Reserves of features that landed: new tokens and experts."""
 SHELL = ("cli.py", "positionals.py", "launch.py", "stages.py")
 """The files of the room `commands` that surround every command."""
 
@@ -44,7 +46,7 @@ def test_the_budgets_are_those_of_the_whole():
 
 def test_core_and_its_framework_are_small():
     everything = sum(code_lines(path) for path in CORE.rglob("*.py") if path not in KIT)
-    assert everything <= 7_500
+    assert everything <= 7_500 + sum(LANDED.values())
     framework = [path for room in ("contracts", "registry", "config") for path in files(room)]
     framework += [CORE / "commands" / name for name in SHELL] + sorted(CORE.glob("*.py"))
     assert sum(map(code_lines, framework)) <= 1_700

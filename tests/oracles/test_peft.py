@@ -182,8 +182,9 @@ def test_pissa_starts_and_learns_as_pefts_does():
     [
         ({"use_dora": True}, r"unknown PEFT kind 'LORA\+use_dora': .*known: LORA"),
         ({"peft_type": "IA3"}, r"unknown PEFT kind 'IA3'"),
-        ({"bias": "all"}, r"bias='all', which Luthier does not support"),
-        ({"modules_to_save": ["lm_head"]}, r"modules_to_save=\['lm_head'\], which"),
+        ({"ensure_weight_tying": True}, r"ensure_weight_tying=True, which Luthier does not support"),
+        ({"modules_to_save": ["lm_head"]}, r"lm_head.weight is missing, which is in modules_to_save="),
+        ({"trainable_token_indices": [3]}, r"no tensor ends in .token_adapter.trainable_tokens_delta"),
         ({"layer_replication": [[0, 1]]}, r"layer_replication="),
         ({"some_new_option": 3}, r"some_new_option=3, which"),
         ({"init_lora_weights": "pissa"}, r"init_lora_weights='pissa' means a changed base"),

@@ -5,19 +5,33 @@ from typing import TYPE_CHECKING
 from luthier.faces import attach
 
 if TYPE_CHECKING:
+    from luthier.adapters.adapted_module import (
+        Adapted as Adapted,
+        AdaptedModule as AdaptedModule,
+        OwnValue as OwnValue,
+        ParameterChange as ParameterChange,
+        TokenRows as TokenRows,
+        adapted_modules as adapted_modules,
+        base_of as base_of,
+        change as change,
+        settle as settle,
+    )
     from luthier.adapters.continuation import continued_adapter as continued_adapter
     from luthier.adapters.linear_adapter import (
         AdaptedLinear as AdaptedLinear,
         LinearAdapter as LinearAdapter,
+        adapted as adapted,
         adapted_layers as adapted_layers,
         adapter_off as adapter_off,
         fold as fold,
         linear_shape as linear_shape,
+        peft_targets as peft_targets,
         replace as replace,
         weight_in_use as weight_in_use,
         weight_of as weight_of,
         write_weight as write_weight,
     )
+    from luthier.adapters.peft_changes import train_tokens as train_tokens
     from luthier.adapters.peft_folder import (
         CONFIG as CONFIG,
         PREFIX as PREFIX,

@@ -24,6 +24,11 @@ def continued_adapter(adapter: Adapter, name: str, loaded: LoadedModel) -> Adapt
         return adapter
     assert loaded.adapter is not None
     folder = loaded.adapter
+    if loaded.new_tokens:
+        raise ConfigError(
+            f"new tokens cannot join the adapter in {_run_of(folder)}: leave out model.new_tokens and "
+            f"model.resize, or make one model of it first: luthier fold {_run_of(folder)} FOLDER"
+        )
     if type(adapter) is not type(there):
         known = {method.cls: method.name for method in catalogue().all() if method.kind == "adapter"}
         raise ConfigError(

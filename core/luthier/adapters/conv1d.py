@@ -4,8 +4,10 @@ import sys
 
 from torch import nn
 
+from luthier.adapters.adapted_module import base_of
+
 
 def is_conv1d(layer: nn.Module) -> bool:
-    """Whether `layer` is one; transformers, whose import takes a second, is not imported for the answer."""
+    """Whether `layer` is one, changed or not; transformers is not imported for the answer."""
     known = sys.modules.get("transformers.pytorch_utils")  # no layer is one before it is there
-    return known is not None and isinstance(layer, known.Conv1D)
+    return known is not None and isinstance(base_of(layer), known.Conv1D)

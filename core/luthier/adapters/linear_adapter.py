@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from luthier.adapters.adapted_module import Adapted, base_of, settle
 from luthier.adapters.conv1d import is_conv1d
 from luthier.adapters.peft_folder import PeftAdapter
 from luthier.adapters.targets import select
@@ -18,21 +19,16 @@ from luthier.errors import ConfigError, ModelError
 from luthier.registry import catalogue
 
 
-class AdaptedLinear(nn.Module, ABC):
-    """A linear layer whose function is changed by a few weights of its own; its base stays as it is.
+class AdaptedLinear(Adapted, ABC):
+    """A linear layer, quantised or not, whose function is changed by a few weights of its own.
 
     Attributes:
-        base: The layer it wraps, frozen and never changed, quantised or not: with ``enabled = False`` the
-            model is the base model exactly.
-        enabled: Whether the adapter takes part.
         in_features: d_in.
         out_features: d_out.
     """
 
     def __init__(self, base: nn.Module) -> None:
-        super().__init__()
-        self.base = base
-        self.enabled = True
+        super().__init__(base)
         self.in_features, self.out_features = linear_shape(base)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -132,7 +128,7 @@ class LinearAdapter(PeftAdapter):
         """Return the targets as PEFT must be told to pick the same ones, and the method's options."""
         layers = adapted_layers(model)
         fan_in_fan_out = any(is_conv1d(layer.base) for layer in layers.values())
-        return {"target_modules": _peft_targets(model, layers), "fan_in_fan_out": fan_in_fan_out,
+        return {"target_modules": peft_targets(model, layers), "fan_in_fan_out": fan_in_fan_out,
                 **self.peft_method()}  # fmt: skip
 
     def state(self, model: nn.Module) -> dict[str, torch.Tensor]:
@@ -166,20 +162,25 @@ def adapted_layers(model: nn.Module) -> dict[str, AdaptedLinear]:
     return {name: module for name, module in model.named_modules() if isinstance(module, AdaptedLinear)}
 
 
+def adapted(model: nn.Module) -> dict[str, Adapted]:
+    """Return everything in `model` that an adapter changes, by name: linear layers and whole modules."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, Adapted)}
+
+
 def refuse_adapted(model: nn.Module) -> None:
     """Check that `model` carries no adapter.
 
     Raises:
         ConfigError: It does.
     """
-    if adapted_layers(model):
+    if adapted(model):
         raise ConfigError("the model carries an adapter already; train on its base, without model.adapter")
 
 
 @contextlib.contextmanager
 def adapter_off(model: nn.Module) -> Iterator[None]:
     """Make `model` its base for the duration of the block."""
-    before = {layer: layer.enabled for layer in adapted_layers(model).values()}
+    before = {layer: layer.enabled for layer in adapted(model).values()}
     try:
         for layer in before:
             layer.enabled = False
@@ -190,13 +191,15 @@ def adapter_off(model: nn.Module) -> Iterator[None]:
 
 
 def fold(model: nn.Module, dtype: torch.dtype = torch.bfloat16) -> None:
-    """Replace every adapted layer of `model` by the plain layer it equals; see `AdaptedLinear.fold`."""
+    """Replace all that is adapted in `model` by the plain modules it equals; see `AdaptedLinear.fold`."""
+    settle(model)
     for name, layer in adapted_layers(model).items():
         replace(model, name, layer.fold(dtype))
 
 
 def linear_shape(base: nn.Module) -> tuple[int, int]:
     """Return (d_in, d_out) of a linear layer of any kind."""
+    base = base_of(base)
     if is_conv1d(base):
         d_in, d_out = weight_of(base).shape
         return d_in, d_out
@@ -213,7 +216,7 @@ def weight_of(base: nn.Module) -> torch.Tensor:
 @torch.no_grad()
 def weight_in_use(base: nn.Module) -> torch.Tensor:
     """Return a linear layer's (d_out, d_in) weight in fp32; of a quantised one, what it computes with."""
-    weight = weight_of(base)
+    weight, base = weight_of(base), base_of(base)  # its value may be an adapter's own
     if type(base) is nn.Linear:
         return weight.float()
     if is_conv1d(base):
@@ -255,7 +258,7 @@ def replace(model: nn.Module, name: str, module: nn.Module) -> None:
     setattr(model.get_submodule(parent), child, module)
 
 
-def _peft_targets(model: nn.Module, layers: Mapping[str, AdaptedLinear]) -> list[str]:
+def peft_targets(model: nn.Module, layers: Mapping[str, AdaptedLinear]) -> list[str]:
     """Return suffix names if they mean exactly `layers`, else full names."""
     suffixes = {name.rpartition(".")[2] for name in layers}
     wide = re.compile(rf"(.*\.)?({'|'.join(map(re.escape, suffixes))})")

@@ -14,6 +14,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from luthier.adapters.adapted_module import change
+from luthier.adapters.peft_changes import OPTIONS, state_of, take_changes
 from luthier.contracts import Adapter
 from luthier.errors import ConfigError, ModelError, unknown
 from luthier.models import TASKS, head_name, head_of, load_head, peft_kind
@@ -26,13 +28,11 @@ CONFIG, WEIGHTS, PREFIX = "adapter_config.json", "adapter_model.safetensors", "b
 HEADS = ("score", "classifier")
 """What transformers' classes call their heads."""
 # Options that say nothing the tensors' names and shapes do not, or only how training began.
-_HARMLESS = frozenset(
-    {
-        "peft_type", "peft_version", "task_type", "base_model_name_or_path", "revision", "inference_mode",
-        "auto_mapping", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern",
-        "fan_in_fan_out", "megatron_core", "qalora_group_size", "eva_config", "loftq_config",
-    }
-)  # fmt: skip
+_HARMLESS = OPTIONS | {
+    "peft_type", "peft_version", "task_type", "base_model_name_or_path", "revision", "inference_mode",
+    "auto_mapping", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern",
+    "fan_in_fan_out", "megatron_core", "qalora_group_size", "eva_config", "loftq_config",
+}  # fmt: skip
 
 
 class PeftAdapter(Adapter):
@@ -83,20 +83,22 @@ class PeftAdapter(Adapter):
         assert self.peft_kind is not None
         kind, *flags = self.peft_kind.split("+")
         task, beside = _beside(model)
+        options, changes = state_of(model)
+        heads = {name.partition(".")[0] for name in beside}
         config = {
             "peft_type": kind,
             "task_type": task,
             "base_model_name_or_path": base,
             "revision": None,
             "inference_mode": True,
-            "bias": "none",
-            "modules_to_save": sorted({name.partition(".")[0] for name in beside}) or None,
+            **options,
+            "modules_to_save": [*options["modules_to_save"], *heads] or None,
             **dict.fromkeys(flags, True),
             **self.peft_config(model),
         }
         tensors = {
             name if name in self.peft_shared else PREFIX + name: tensor.contiguous()
-            for name, tensor in (self.state(model) | beside).items()
+            for name, tensor in (self.state(model) | beside | changes).items()
         }
         with written_whole(folder) as fresh:
             (fresh / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
@@ -127,11 +129,17 @@ def load_adapter(
     config, tensors = _read(folder)
     head = _head(model, config, tensors)
     known = {name for name, _ in model.named_modules() if name}
-    saved = _saved(folder, config, tensors, adapters, known, type(model).__name__)
+    kind = _kind(folder, config, adapters)
+    try:
+        changes = take_changes(model, config, tensors)
+    except ModelError as error:
+        raise ModelError(f"{folder}: {error}") from error
+    saved = _saved(folder, config, tensors, kind, known, type(model).__name__)
     try:
         adapter = saved.method(*saved.layers)
         adapter.attach(model, torch.Generator())
         adapter.load_state(model, tensors)
+        change(model, changes)
         if head is not None:
             load_head(model, *head)
     except (ConfigError, ModelError) as error:
@@ -189,17 +197,25 @@ def read_adapter(
     if config.get("task_type") in TASKS.values():
         raise ModelError(f"{folder}: it is a reward model, whose head no other has; expected an adapter of a "
                          "language model")  # fmt: skip
-    return _saved(folder, config, tensors, adapters, modules, "the base model")
+    return _saved(folder, config, tensors, _kind(folder, config, adapters), modules, "the base model")
 
 
 def _saved(
     folder: Path,
     config: dict[str, Any],
     tensors: dict[str, torch.Tensor],
-    adapters: Mapping[str, type[Adapter]],
+    cls: type[PeftAdapter],
     modules: Collection[str],
     model: str,
 ) -> SavedAdapter:
+    own = [name for name in tensors if name not in cls.peft_shared]
+    return SavedAdapter(cls, config, tensors, tuple(_modules(folder, modules, own, model)))
+
+
+def _kind(
+    folder: Path, config: Mapping[str, Any], adapters: Mapping[str, type[Adapter]]
+) -> type[PeftAdapter]:
+    """Return the one of `adapters` that reads what `config` describes; all its options are understood."""
     kind = peft_kind(config)
     if kind not in adapters:
         raise ModelError(f"{folder}: {unknown('PEFT kind', kind, adapters)}")
@@ -209,8 +225,7 @@ def _saved(
             f"{folder}: {cls.__name__} reads it in a way of its own, so it cannot be taken apart"
         )
     _refuse(folder, config, cls.peft_options)
-    own = [name for name in tensors if name not in cls.peft_shared]
-    return SavedAdapter(cls, config, tensors, tuple(_modules(folder, modules, own, model)))
+    return cls
 
 
 def _beside(model: nn.Module) -> tuple[str, dict[str, torch.Tensor]]:
@@ -253,8 +268,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
 
 def _refuse(folder: Path, config: Mapping[str, Any], understood: frozenset[str]) -> None:
     for key, value in config.items():
-        neutral = not value or (key, value) == ("bias", "none")
-        if not (neutral or key in _HARMLESS or key in understood or key.startswith("use_")):
+        if not (not value or key in _HARMLESS or key in understood or key.startswith("use_")):
             raise ModelError(f"{folder}: {CONFIG} has {key}={value!r}, which Luthier does not support; "
                              "train the adapter without it, or merge it into its base with peft")  # fmt: skip
 

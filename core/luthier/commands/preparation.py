@@ -8,15 +8,15 @@ import torch
 from omegaconf import DictConfig
 
 from luthier import config as configs
-from luthier.adapters import continued_adapter
+from luthier.adapters import continued_adapter, train_tokens
 from luthier.contracts import Adapter, Optimiser, Quantiser
 from luthier.data import seen_trees, training_rows
 from luthier.engine import TrainingRun, objective_of
 from luthier.errors import ConfigError
 from luthier.evaluation import check_reference, measured_in_training
 from luthier.kernels import wants_wide
-from luthier.models import give_head, load_model, quiet
-from luthier.policy import policy_of
+from luthier.models import load_model, quiet
+from luthier.policy import give_head, policy_of
 from luthier.registry import check_processes
 from luthier.runs import seed_everything
 from luthier.system import Processes
@@ -48,6 +48,8 @@ def prepared(config: DictConfig, run_dir: Path, processes: Processes) -> Trainin
     rows = training_rows(config, loaded, objective)
     if adapter is not loaded.attached:
         adapter.attach(loaded.model, torch.Generator().manual_seed(config.seed))
+        if not base:
+            train_tokens(loaded.model, loaded.new_tokens)
     give_head(loaded, objective, config.objective.name, config.seed)
     if config.model.gradient_checkpointing:
         with quiet():

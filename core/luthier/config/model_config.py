@@ -27,6 +27,12 @@ class ModelPlace:
         "keep",
         "Control tokens that messages spell: keep them, or take them as text; saved with the tokenizer.",
     )
+    new_tokens: list[str] = option(
+        [],
+        "Texts that become tokens where the tokenizer lacks them; their rows in embedding and head start at "
+        "the mean of the old ones, and train beside an adapter.",
+    )
+    resize: bool = option(False, "Grow the embedding to the tokenizer where that has more tokens than rows.")
     shape: dict[str, Any] = option(
         {}, "The model's config (model_type, hidden_size …); read by plan alone, which then needs no model."
     )

@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
-from luthier.adapters import adapted_layers, adapter_off
+from luthier.adapters import adapted, adapter_off
 from luthier.config import ModelConfig
 from luthier.errors import ConfigError, DataError, LuthierError, ModelError
 from luthier.kernels import is_wide
@@ -81,7 +81,7 @@ def measured_in_evaluation(
         log.info("compared with %s, as in the run that trained the adapter", start)
     if config.reference.model:
         return _of_another(config, run_dir, loaded, trees, processes)
-    if not adapted_layers(loaded.model):
+    if not adapted(loaded.model):
         raise ModelError(
             f"objective={config.objective.name} compares with a reference, and {loaded.name} carries no "
             "adapter that could be switched off: give reference.model=FOLDER"
@@ -160,7 +160,7 @@ def _computed(loaded: LoadedModel) -> tuple[object, ...]:
         for key, value in loaded.model.config.to_dict().items()
         if not key.startswith("_") and key not in ("transformers_version", "architectures", "dtype")
     }
-    on = any(layer.enabled for layer in adapted_layers(loaded.model).values())
+    on = any(layer.enabled for layer in adapted(loaded.model).values())
     options = repr(loaded.attached) if on and loaded.attached else ""
     numbers = loaded.dtype, loaded.autocast_dtype, is_wide(loaded.model)
     return *numbers, json.dumps(settings, sort_keys=True, default=str), options

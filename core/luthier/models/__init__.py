@@ -29,7 +29,7 @@ if TYPE_CHECKING:
         load_head as load_head,
         saved_kind as saved_kind,
     )
-    from luthier.models.score_head_setup import check_head as check_head, give_head as give_head
     from luthier.models.tokenizer import answer_ends as answer_ends, load_tokenizer as load_tokenizer
+    from luthier.models.vocabulary import grow as grow
 else:
     __getattr__, __dir__, __all__ = attach(__name__)

@@ -14,22 +14,12 @@ from luthier.errors import ModelError
 from luthier.models.model_source import Source, find_source
 from luthier.models.pretrained import from_pretrained
 from luthier.models.saved_adapters import adapter_readers, reader_of
-from luthier.models.saving import save_model, verify_saved
 from luthier.models.score_head import head_name, load_head, saved_kind, stored_head
-from luthier.models.tokenizer import answer_ends, load_tokenizer
+from luthier.models.tokenizer import answer_ends, load_tokenizer, read_as
+from luthier.models.vocabulary import add_tokens, fit
 from luthier.registry import catalogue
 from luthier.system import pick_device, pick_dtype, weights_and_autocast
 from luthier.text import Codec
-
-__all__ = [
-    "LoadedModel",
-    "LoadedTokenizer",
-    "ModelConfig",
-    "load_model",
-    "load_model_tokenizer",
-    "save_model",
-    "verify_saved",
-]
 
 
 @dataclass(frozen=True)
@@ -46,6 +36,7 @@ class LoadedModel:
         adapter: The PEFT folder that was loaded on it, its weights frozen; None without one.
         quantised: Its base is stored in fewer bits.
         attached: The method of that adapter, with the options it was made with.
+        new_tokens: Ids of what the tokenizer was given, and of every row that the embedding grew by.
     """
 
     model: PreTrainedModel
@@ -57,6 +48,7 @@ class LoadedModel:
     adapter: Path | None = None
     quantised: bool = False
     attached: Adapter | None = None
+    new_tokens: tuple[int, ...] = ()
 
     @property
     def context(self) -> int | None:
@@ -96,9 +88,11 @@ def load_model_tokenizer(config: ModelConfig) -> LoadedTokenizer:
     """
     source = find_source(config)
     model_config = from_pretrained(AutoConfig, source.base, revision=config.revision)
-    tokenizer = _tokenizer(source, config)
+    tokenizer, added = _tokenizer(config, source)
     rows = model_config.get_text_config().vocab_size
-    vocabulary = rows if rows < len(tokenizer) else None
+    # Of an adapter's rows nothing is known before it is loaded.
+    grows = added or config.resize or source.adapter is not None
+    vocabulary = None if grows or rows >= len(tokenizer) else rows
     return LoadedTokenizer(tokenizer, _context(model_config), source.base, vocabulary)
 
 
@@ -135,7 +129,7 @@ def load_model(
     model_config = from_pretrained(AutoConfig, source.base, revision=config.revision)
     method = _quantised_by(model_config)
     _refuse_quantised(source.base, method, train_base, quantiser)
-    tokenizer = _tokenizer(source, config)
+    tokenizer, added = _tokenizer(config, source)
     model = from_pretrained(
         AutoModelForCausalLM,
         source.base,
@@ -160,10 +154,11 @@ def load_model(
     if source.adapter is not None:
         reader = reader_of(source.adapter, adapter_readers() if adapters is None else adapters)
         attached = reader.load(model, source.adapter, trainable=train_adapter)
+    new = fit(model, tokenizer, added, config.resize)
     quantised = quantiser is not None or method is not None
     model.eval()
     return LoadedModel(
-        model, tokenizer, dtype, device, autocast_dtype, source.base, source.adapter, quantised, attached
+        model, tokenizer, dtype, device, autocast_dtype, source.base, source.adapter, quantised, attached, new
     )
 
 
@@ -191,8 +186,10 @@ def _refuse_quantised(base: str, method: str | None, train_base: bool, quantiser
         )
 
 
-def _tokenizer(source: Source, config: ModelConfig) -> Any:
-    """Load the tokenizer from beside the adapter if one was saved there, its template with it."""
+def _tokenizer(config: ModelConfig, source: Source) -> tuple[Any, tuple[int, ...]]:
+    """Return the tokenizer beside the adapter, if there is one, else the base's, and the ids it was given."""
     beside = source.adapter is not None and (source.adapter / "tokenizer_config.json").is_file()
-    home = str(source.adapter) if beside else source.base
-    return load_tokenizer(home, config.revision, config.chat_template, config.system, config.control_tokens)
+    tokenizer = load_tokenizer(str(source.adapter) if beside else source.base, config.revision)
+    added = add_tokens(tokenizer, config.new_tokens)
+    read_as(tokenizer, config)
+    return tokenizer, added

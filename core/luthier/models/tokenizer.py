@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from luthier.config import ModelPlace
 from luthier.errors import ConfigError, ModelError, unknown
 from luthier.models import chat_templates as templates
 from luthier.models.chat_templates import FOLD
@@ -12,13 +13,7 @@ from luthier.text import Codec
 _PROBE = "The naïve café: 12 + 3 = 15.\n\tdef f(x): return x<|im_start|>"
 
 
-def load_tokenizer(
-    base: str,
-    revision: str | None = None,
-    chat_template: str | None = None,
-    system: str = "keep",
-    control_tokens: str = "keep",
-) -> Any:
+def load_tokenizer(base: str, revision: str | None = None) -> Any:
     """Return the tokenizer saved with `base`.
 
     A missing pad token becomes the end token: a new one would change the vocabulary. Nothing may mask by
@@ -27,12 +22,8 @@ def load_tokenizer(
     Args:
         base: A folder or a hub name.
         revision: Branch, tag or commit at the hub.
-        chat_template: A Jinja file, or the name of a template, that replaces the tokenizer's own template.
-        system: ``fold`` puts a system turn before the first user's, in the template itself.
-        control_tokens: ``text`` takes control tokens that messages spell as text; saved with the tokenizer.
 
     Raises:
-        ConfigError: There is no such template.
         ModelError: There is no tokenizer, or it has no end token.
     """
     from transformers import AutoTokenizer
@@ -42,16 +33,24 @@ def load_tokenizer(
         raise ModelError(f"{base}: its tokenizer has no end token; set eos_token in tokenizer_config.json")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    if chat_template is not None:
-        tokenizer.chat_template = templates.chat_template(chat_template, tokenizer)
-    for name, value, known in (("system", system, "fold"), ("control_tokens", control_tokens, "text")):
-        if value not in ("keep", known):
-            raise ConfigError(f"model.{unknown(name, value, ('keep', known))}")
-    if system == "fold" and not str(tokenizer.chat_template or FOLD).startswith(FOLD):
-        tokenizer.chat_template = f"{FOLD}{tokenizer.chat_template}"
-    if control_tokens == "text":
-        tokenizer.init_kwargs["control_tokens"] = control_tokens
     return tokenizer
+
+
+def read_as(tokenizer: Any, config: ModelPlace) -> None:
+    """Give `tokenizer` the chat template and the ways of reading messages that `config` asks for.
+
+    Raises:
+        ConfigError: There is no such template, or no such way.
+    """
+    if config.chat_template is not None:
+        tokenizer.chat_template = templates.chat_template(config.chat_template, tokenizer)
+    for name, known in (("system", "fold"), ("control_tokens", "text")):
+        if (value := getattr(config, name)) not in ("keep", known):
+            raise ConfigError(f"model.{unknown(name, str(value), ('keep', known))}")
+    if config.system == "fold" and not str(tokenizer.chat_template or FOLD).startswith(FOLD):
+        tokenizer.chat_template = f"{FOLD}{tokenizer.chat_template}"
+    if config.control_tokens == "text":
+        tokenizer.init_kwargs["control_tokens"] = "text"  # saved with it
 
 
 def answer_ends(generation: Any, codec: Codec) -> list[int]:

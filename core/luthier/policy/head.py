@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from luthier.adapters import base_of
 from luthier.policy.row_blocks import blocks_of, logits_rows
 
 if TYPE_CHECKING:
@@ -51,7 +52,8 @@ class Head:
     """A model's output head as `token_logprobs` wants it.
 
     Attributes:
-        linear: The output projection; its tensors are read at every call, as training may replace them.
+        linear: The output projection; its tensors are read at every call, as training may replace them, and
+            an adapter may have its own for them.
         softcap: As in Gemma 2.
         scale: As in Cohere and Granite.
     """
@@ -64,7 +66,7 @@ class Head:
     def of(cls, model: PreTrainedModel) -> Head | None:
         """Describe the head of `model` from its configuration; None where it is not one linear map."""
         linear = model.get_output_embeddings()
-        if not isinstance(linear, torch.nn.Linear):
+        if not isinstance(base_of(linear), torch.nn.Linear):
             return None
         config = model.config.get_text_config().to_dict()
         factors = [config.get(name) or 1.0 for name in ("logit_scale", "lm_head_multiplier")]
@@ -75,10 +77,10 @@ class Head:
         """Return (N,) log-probabilities of `targets` (N,) after `hidden` (N, d); heeds autocast."""
         device = hidden.device.type
         autocast = torch.is_autocast_enabled(device)
-        low = torch.get_autocast_dtype(device) if autocast else self.linear.weight.dtype
+        weight: torch.Tensor = self.linear.weight
+        low = torch.get_autocast_dtype(device) if autocast else weight.dtype
         bias = None if self.linear.bias is None else self.linear.bias.to(low)
-        weight = self.linear.weight.to(low)
-        return token_logprobs(hidden.to(low), weight, bias, targets, self.softcap, self.scale)
+        return token_logprobs(hidden.to(low), weight.to(low), bias, targets, self.softcap, self.scale)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from luthier.adapters import adapted_layers
+from luthier.adapters import adapted
 from luthier.errors import LuthierError, ModelError
 from luthier.trees import Branch, Pack, Tree
 
@@ -116,7 +116,7 @@ def fingerprint(model: nn.Module, *computed: object) -> str:
 def _computing(model: nn.Module) -> dict[str, Tensor]:
     """Return the tensors of `model` by name, without adapters that are off and as if they had never been."""
     tensors: dict[str, Tensor] = dict(model.state_dict())
-    for layer, module in adapted_layers(model).items():
+    for layer, module in reversed(adapted(model).items()):  # one may be inside another
         if not module.enabled:
             inside = {name: tensors.pop(name) for name in [*tensors] if name.startswith(f"{layer}.")}
             base = f"{layer}.base."

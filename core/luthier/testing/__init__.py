@@ -16,7 +16,7 @@ from luthier.testing.adapter import AdapterSuite
 from luthier.testing.command import CommandSuite
 from luthier.testing.data_source import DataSourceSuite
 from luthier.testing.merger import MergerSuite
-from luthier.testing.models import FakeQuantised, quantised, tiny_gpt2, tiny_llama, tiny_tokenizer
+from luthier.testing.models import FakeQuantised, quantised, tiny_gpt2, tiny_llama, tiny_moe, tiny_tokenizer
 from luthier.testing.objective import ObjectiveSuite
 from luthier.testing.optimiser import OptimiserSuite
 from luthier.testing.quantiser import QuantiserSuite
@@ -44,5 +44,6 @@ SUITES: dict[str, type[Suite]] = {
 __all__ = [
     "SUITES", "AdapterSuite", "CommandSuite", "DataSourceSuite", "FakeQuantised", "MergerSuite",
     "ObjectiveSuite", "OptimiserSuite", "QuantiserSuite", "RewardModelSuite", "RowFilterSuite",
-    "SelectorSuite", "Suite", "TrackerSuite", "quantised", "tiny_gpt2", "tiny_llama", "tiny_tokenizer",
+    "SelectorSuite", "Suite", "TrackerSuite", "quantised", "tiny_gpt2", "tiny_llama", "tiny_moe",
+    "tiny_tokenizer",
 ]  # fmt: skip

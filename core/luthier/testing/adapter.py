@@ -15,16 +15,15 @@ from transformers import PreTrainedModel
 from luthier.adapters import AdaptedLinear, PeftAdapter, adapted_layers, adapter_off, fold, weight_of
 from luthier.contracts import Adapter
 from luthier.errors import LuthierError
+from luthier.testing.adapter_promise import CLOSE, IDS, AdapterPromise, logits
 from luthier.testing.models import quantised, tiny_gpt2, tiny_llama
-from luthier.testing.suite import Suite, apart, seeded
+from luthier.testing.suite import apart, seeded
 
-IDS = torch.arange(3, 27).view(2, 12)
 MODELS = {"llama": tiny_llama, "gpt2": tiny_gpt2}
-CLOSE = 1e-5
 on_both = pytest.mark.parametrize("base", sorted(MODELS))
 
 
-class AdapterSuite(Suite):
+class AdapterSuite(AdapterPromise):
     """What an `luthier.Adapter` promises, on a Llama and on a GPT-2 (whose linear layers are Conv1D).
 
     Attributes:
@@ -245,13 +244,6 @@ def checkpoint(model: nn.Module) -> dict[str, torch.Tensor]:
     """Return what a checkpoint holds of `model`: trained parameters and persistent buffers."""
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     return {name: tensor.detach() for name, tensor in model.state_dict().items() if name not in frozen}
-
-
-def logits(model: PreTrainedModel) -> torch.Tensor:
-    """Return the logits of a fixed batch, without gradients."""
-    with torch.no_grad():
-        values: torch.Tensor = model(IDS, use_cache=False).logits
-    return values
 
 
 def loss_of(model: PreTrainedModel) -> torch.Tensor:

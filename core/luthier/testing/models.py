@@ -8,6 +8,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import nn
 from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -75,13 +77,7 @@ def tiny_llama(seed: int = 0, **overrides: Any) -> LlamaForCausalLM:
         "eos_token_id": 2,
     }
     torch.manual_seed(seed)
-    model = LlamaForCausalLM(LlamaConfig(**{**options, **overrides})).eval()
-    # transformers starts at 0.02, where every softmax is flat and every mistake is small.
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "norm" not in name:
-                parameter.normal_(std=0.15)
-    return model
+    return _spread(LlamaForCausalLM(LlamaConfig(**{**options, **overrides})).eval())
 
 
 def tiny_gpt2(seed: int = 0, **overrides: Any) -> GPT2LMHeadModel:
@@ -97,6 +93,46 @@ def tiny_gpt2(seed: int = 0, **overrides: Any) -> GPT2LMHeadModel:
     }
     torch.manual_seed(seed)
     return GPT2LMHeadModel(GPT2Config(**{**options, **overrides})).eval()
+
+
+FAMILIES: dict[str, dict[str, Any]] = {
+    "mixtral": {"num_local_experts": 4},
+    "qwen2_moe": {"num_experts": 4, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16},
+    "deepseek_v3": {
+        "n_routed_experts": 4, "moe_intermediate_size": 16, "n_group": 2, "topk_group": 1,
+        "num_experts_per_tok": 2, "first_k_dense_replace": 1, "num_key_value_heads": 4, "q_lora_rank": 16,
+        "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8,
+    },
+    "gpt_oss": {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 8},
+}  # fmt: skip
+"""Mixtures of experts of other shapes: `tiny_moe` makes one of each."""
+
+
+def tiny_moe(family: str, seed: int = 0, **overrides: Any) -> PreTrainedModel:
+    """Return a random mixture of four experts in two layers, of one of `FAMILIES`; see `tiny_llama`."""
+    options = {
+        "vocab_size": 320,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "pad_token_id": 0,
+        "max_position_embeddings": 256,
+    }
+    torch.manual_seed(seed)
+    config = AutoConfig.for_model(family, **{**options, **FAMILIES[family], **overrides})
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config).eval()
+    return _spread(model)
+
+
+def _spread(model: Any) -> Any:
+    """Draw the weights of `model` wider: transformers' 0.02 makes softmaxes flat, and mistakes small."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" not in name:
+                parameter.normal_(std=0.15)
+    return model
 
 
 class FakeQuantised(nn.Linear):

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from luthier.contracts import Quantiser
 from luthier.models import from_pretrained
-from luthier.testing.adapter import logits
+from luthier.testing.adapter_promise import logits
 from luthier.testing.models import tiny_llama
 from luthier.testing.suite import Suite, apart
 

@@ -1,6 +1,6 @@
-"""LoRA: a low-rank update beside every frozen linear layer.
+"""LoRA: a low-rank update beside every frozen linear layer, and of embeddings and experts.
 
-Deliberately missing: initialisations other than Kaiming and PiSSA, biases that train, adapted embeddings.
+Deliberately missing: initialisations other than Kaiming and PiSSA, biases that train.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from luthier import AdaptedLinear, ModelError, Register, copy_state, hookimpl, option, weight_of
-from luthier_toolkits.low_rank import LowRankAdapter, low_rank_linear, principal_part
+from luthier import AdaptedLinear, ConfigError, ModelError, Register, copy_state, hookimpl, option, weight_of
+from luthier_toolkits.low_rank import LowRankParameters, low_rank_linear, principal_part
 
 
 class LoRALinear(AdaptedLinear):
@@ -92,7 +92,7 @@ class LoRALinear(AdaptedLinear):
 
 
 @dataclass(frozen=True)
-class LoRA(LowRankAdapter):
+class LoRA(LowRankParameters):
     """Low-rank adaptation: ``y = W x + b + s·B A dropout(x)``, s = α/r (α/√r if rank-stabilised)."""
 
     source: ClassVar[str] = (
@@ -104,10 +104,15 @@ class LoRA(LowRankAdapter):
     rank: int = option(16, "Rank r of the update.")
     alpha: float = option(32.0, "α; the update is scaled by α/r.")
     dropout: float = option(0.05, "Share of the inputs of A that is dropped in training; 0 is faster.")
-    targets: Any = option("all-linear", "Suffix names, a regular expression, or all-linear.")
+    targets: Any = option(
+        "all-linear", "Suffix names (of embeddings too), a regular expression, or all-linear."
+    )
     rank_pattern: dict[str, int] = option({}, "Other ranks, by suffix name or regular expression.")
     alpha_pattern: dict[str, float] = option({}, "Other values of α, by suffix name or regular expression.")
     rank_stabilised: bool = option(False, "Scale by α/√r, which lets high ranks learn.")
+    target_parameters: list[str] = option(
+        [], "Experts: ends of parameters' names (mlp.experts.down_proj); needs dropout=0."
+    )
     init: Literal["kaiming", "pissa"] = option("kaiming", "Start at zero, or at the weight's principal part.")
 
     def __post_init__(self) -> None:
@@ -117,6 +122,8 @@ class LoRA(LowRankAdapter):
             ConfigError: A value that cannot train.
         """
         self.check_ranges()
+        if self.target_parameters and (self.dropout or self.init == "pissa"):
+            raise ConfigError("target_parameters go with dropout=0 and init=kaiming alone, as in PEFT")
 
     def wrap(self, name: str, base: nn.Module, generator: torch.Generator) -> LoRALinear:
         """Return `base` with an update that is zero, A and B trainable."""

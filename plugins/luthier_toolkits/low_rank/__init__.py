@@ -11,5 +11,7 @@ if TYPE_CHECKING:
         principal_part as principal_part,
     )
     from luthier_toolkits.low_rank.low_rank_adapter import LowRankAdapter as LowRankAdapter
+    from luthier_toolkits.low_rank.low_rank_change import LowRankChange as LowRankChange
+    from luthier_toolkits.low_rank.low_rank_parameters import LowRankParameters as LowRankParameters
 else:
     __getattr__, __dir__, __all__ = attach(__name__)

@@ -23,6 +23,8 @@ from luthier.adapters import (
 from luthier.errors import ConfigError, ModelError
 
 log = logging.getLogger("luthier")
+RENAMED = frozenset({"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"})
+"""What peft takes for experts in ``target_modules``, whatever it is, where transformers has stacked those."""
 _STARTS_BESIDE_THE_BASE = (True, False, None, "gaussian", "orthogonal", "eva")
 
 
@@ -69,12 +71,17 @@ class LowRankAdapter(LinearAdapter):
         Raises:
             ConfigError: The shorter side of another's weight is less than r.
         """
-        rank = int(value_for(self.rank_pattern, name, self.rank))
+        rank, scale = self.rank_and_scale_of(name)
         # Adapters are read by full names, and PEFT's, as PiSSA's of twice the rank, may be above a weight's.
         if rank > min(linear_shape(base)) and not (isinstance(self.targets, list) and name in self.targets):
             raise ConfigError(
                 f"rank={rank} is too much for {name} ({_shape(base)}); lower it or use rank_pattern"
             )
+        return rank, scale
+
+    def rank_and_scale_of(self, name: str) -> tuple[int, float]:
+        """Return r and s that the options have for `name`."""
+        rank = int(value_for(self.rank_pattern, name, self.rank))
         alpha = value_for(self.alpha_pattern, name, self.alpha)
         return rank, alpha / (math.sqrt(rank) if self.rank_stabilised else rank)
 
@@ -103,15 +110,34 @@ class LowRankAdapter(LinearAdapter):
 
         Of patterns that overlap PEFT takes the first one, but saves them in another order.
         """
-        config, layers = super().peft_config(model), adapted_layers(model)
+        config, names = super().peft_config(model), self.patterned(model)
+        if renamed := self.renamed(model):
+            self.tell_renamed(renamed)
         return config | {
             key: {
-                _pattern(name, layers): value
-                for name in layers
+                _pattern(shown, names): value
+                for shown, name in names.items()
                 if (value := value_for(config[key], name, config[usual])) != config[usual]
             }
             for key, usual in (("rank_pattern", "r"), ("alpha_pattern", "lora_alpha"))
         }
+
+    def renamed(self, model: nn.Module) -> list[str]:
+        """Return the layers that peft takes for experts by their names, which are stacked in `model`."""
+        layers = [name for name in adapted_layers(model) if name.rpartition(".")[2] in RENAMED]
+        return layers if stacks(model) else []
+
+    def tell_renamed(self, layers: list[str]) -> None:
+        """Warn of them, where they cannot be named in another way."""
+        log.warning(
+            "peft may take %d layers, such as %s, for experts, and read this adapter differently; Luthier "
+            "reads it as it was trained, and luthier fold makes one model of it for all",
+            len(layers), layers[0],
+        )  # fmt: skip
+
+    def patterned(self, model: nn.Module) -> dict[str, str]:
+        """Return the names by which PEFT looks for ranks and α, and those that the options have them by."""
+        return {name: name for name in adapted_layers(model)}
 
     def low_rank_config(self, rank_factor: int = 1) -> dict[str, Any]:
         """Return PEFT's options; ranks are `rank_factor` times these, at the same scale s."""
@@ -147,6 +173,12 @@ class LowRankAdapter(LinearAdapter):
             "alpha_pattern": _numbers(config, "alpha_pattern"),
             "rank_stabilised": bool(config.get("use_rslora")),
         }
+
+
+def stacks(model: nn.Module) -> list[str]:
+    """Return the names of stacks of matrices, as experts are kept in."""
+    names = [name for name, parameter in model.named_parameters() if parameter.dim() == 3]
+    return [name for name in names if ".changes." not in name]
 
 
 def _number(config: Mapping[str, Any], key: str, whole: bool = False) -> float:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig
 from torch import nn
 
-from luthier.adapters import adapted_layers
+from luthier.adapters import adapted
 from luthier.contracts import Place
 from luthier.data import RunRows
 from luthier.models import LoadedModel
@@ -79,7 +79,7 @@ def frozen(policy: ModelPolicy) -> Callable[[Pack], Logprobs]:
     Of an adapter its layers are copied, over the same base; of a model that trains whole, all of it.
     """
     model = policy.model
-    if adapted_layers(model):
+    if adapted(model):
         detached = DetachedAdapter.copy_of(model)
 
         def beside(pack: Pack) -> Logprobs:

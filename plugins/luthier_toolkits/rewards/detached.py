@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from luthier.adapters import adapted_layers, load_adapter, replace
+from luthier.adapters import adapted, load_adapter, replace
 from luthier.models import NAME, adapter_readers, head_of
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class DetachedAdapter:
         with taken_off(model):
             try:
                 load_adapter(model, folder, adapter_readers(), trainable=False)
-                return cls(dict(adapted_layers(model)), head_of(model))
+                return cls(dict(adapted(model)), head_of(model))
             finally:
                 _take_off(model)
 
@@ -52,7 +52,7 @@ class DetachedAdapter:
     def copy_of(cls, model: PreTrainedModel) -> DetachedAdapter:
         """Return a frozen copy of what `model` wears now, over the same base; without a head."""
         copies = {}
-        for name, layer in adapted_layers(model).items():
+        for name, layer in adapted(model).items():
             copies[name] = copy.deepcopy(layer, {id(layer.base): layer.base})
             copies[name].requires_grad_(False)
         return cls(copies, None)
@@ -71,7 +71,7 @@ class DetachedAdapter:
 @contextlib.contextmanager
 def taken_off(model: nn.Module) -> Iterator[None]:
     """Make `model` its bare base, without a score head, for the duration of the block."""
-    layers, head = dict(adapted_layers(model)), head_of(model)
+    layers, head = dict(adapted(model)), head_of(model)
     _take_off(model)
     try:
         yield
@@ -87,6 +87,6 @@ def _put_on(model: nn.Module, layers: Mapping[str, nn.Module], head: nn.Module |
 
 
 def _take_off(model: nn.Module) -> None:
-    for name, layer in adapted_layers(model).items():
+    for name, layer in reversed(adapted(model).items()):  # one may be inside another
         replace(model, name, layer.base)
     model._modules.pop(NAME, None)

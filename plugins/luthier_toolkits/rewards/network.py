@@ -145,7 +145,7 @@ def _alone(loaded: LoadedModel, place: Place) -> RewardNetwork:
 
 def _beside(host: LoadedModel, adapter: Path, place: Place) -> RewardNetwork:
     beside = (adapter / "tokenizer_config.json").is_file()
-    tokenizer = load_tokenizer(str(adapter), None, None) if beside else host.tokenizer
+    tokenizer = load_tokenizer(str(adapter)) if beside else host.tokenizer
     policy = ModelPolicy(host.model, autocast_dtype=host.autocast_dtype)
     return RewardNetwork(
         policy, Codec(tokenizer), host.context, place.pack_tokens, DetachedAdapter.load(host.model, adapter)

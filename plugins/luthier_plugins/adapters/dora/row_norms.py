@@ -10,7 +10,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
-from luthier import is_conv1d, linear_shape, product, weight_of
+from luthier import base_of, is_conv1d, linear_shape, product, weight_of
 
 FLOOR = 2e-6
 """Least ‖w + s·b A‖² beside ‖w‖²: what cancels further is lost in fp32 rounding."""
@@ -70,7 +70,7 @@ def dense_weight(base: nn.Module) -> Tensor | None:
     """Return W (d_out, d_in) of a plain layer, None of one whose weight is stored in its own way."""
     if is_conv1d(base):
         return weight_of(base).T
-    return weight_of(base) if type(base) is nn.Linear else None
+    return weight_of(base) if type(base_of(base)) is nn.Linear else None
 
 
 def _blocks(length: int, step: int) -> Iterator[slice]:
@@ -96,8 +96,9 @@ def unbiased(base: nn.Module, x: Tensor) -> Tensor:
     """Return W x, by the layer's own forward where it has one without a bias."""
     if is_conv1d(base):
         return F.linear(x, weight_of(base).T)
-    with without_bias(base):
-        out: Tensor = base(x)
+    stored = base_of(base)
+    with without_bias(stored):
+        out: Tensor = stored(x)
     return out
 
 

@@ -16,11 +16,19 @@ from transformers import AutoConfig
 from yaml import YAMLError  # type: ignore[import-untyped]
 
 from luthier import config as configs
-from luthier.adapters import AdaptedLinear, adapted_layers, replace, weight_in_use, write_weight
+from luthier.adapters import (
+    AdaptedLinear,
+    adapted_layers,
+    adapted_modules,
+    replace,
+    settle,
+    weight_in_use,
+    write_weight,
+)
 from luthier.config import ModelConfig
 from luthier.contracts import Quantiser
 from luthier.errors import ConfigError, ModelError, unknown
-from luthier.models import LoadedModel, Source, find_source, from_pretrained, load_model, save_model
+from luthier.models import LoadedModel, Source, find_source, from_pretrained, grow, load_model, save_model
 from luthier.runs import as_json, write_json
 from luthier.system import DTYPES
 from luthier_plugins.commands.fold.report import REPORT, FoldedLayer, FoldReport
@@ -49,7 +57,8 @@ def fold(config: DictConfig) -> FoldReport:
     original = _load_original(config, source, dtype, with_adapter=not dequantised)
     quantised = _load_quantised(config, source, run, quantiser, with_adapter=dequantised)
     trained = quantised if quantised is not None and dequantised else original
-    layers = tuple(_fold_layers(original, trained, quantised, dtype))
+    layers = tuple(_fold_parameters(original, trained, dtype))
+    layers += tuple(_fold_layers(original, trained, quantised, dtype))
     rest = _dequantise_rest(original, quantised) if quantised is not None and dequantised else 0
     out = Path(config.out).expanduser()
     save_model(original.model, trained.tokenizer, out, dtype)
@@ -152,7 +161,23 @@ def _part(config: DictConfig, source: Source, dtype: torch.dtype | str, with_ada
         device=config.model.device,
         revision=config.model.revision,
         chat_template=config.model.chat_template,
+        new_tokens=list(config.model.new_tokens),
+        resize=config.model.resize,
     )
+
+
+@torch.no_grad()
+def _fold_parameters(
+    original: LoadedModel, trained: LoadedModel, dtype: torch.dtype
+) -> Iterator[FoldedLayer]:
+    """Write the parameters that `trained` changes as a whole, embeddings or experts, into `original`."""
+    for place, module in adapted_modules(trained.model).items():
+        for name in module.changes:
+            base, merged = module.base.get_parameter(name).float(), module.value(name, torch.float32)
+            yield _measured(f"{place.removesuffix('.base')}.{name}", base, merged, dtype, None)
+    if original is not trained:
+        grow(original.model, len(trained.model.get_input_embeddings().weight))
+    settle(trained.model, None if original is trained else original.model)
 
 
 @torch.no_grad()
@@ -168,18 +193,25 @@ def _fold_layers(
             stored = weight_in_use(_plain(quantised.model, name))
             quantisation = _ratio(stored - own, own)
         merged = layer.merged_weight()
-        rounding, update = merged.to(dtype).float() - merged, merged - base
         # Measured before it is written: of an fp32 layer, `own` and `base` are the very weight.
-        measured = FoldedLayer(
-            name,
-            update=_ratio(update, base) or 0.0,
-            rounding_of_update=_ratio(rounding, update),
-            rounding_of_weight=_ratio(rounding, merged) or 0.0,
-            quantisation=quantisation,
-        )
+        measured = _measured(name, base, merged, dtype, quantisation)
         write_weight(target, merged)
         replace(original.model, name, target)
         yield measured
+
+
+def _measured(
+    name: str, base: torch.Tensor, merged: torch.Tensor, dtype: torch.dtype, quantisation: float | None
+) -> FoldedLayer:
+    """Return what folding does to a weight, and rounding to that."""
+    rounding, update = merged.to(dtype).float() - merged, merged - base
+    return FoldedLayer(
+        name,
+        update=_ratio(update, base) or 0.0,
+        rounding_of_update=_ratio(rounding, update),
+        rounding_of_weight=_ratio(rounding, merged) or 0.0,
+        quantisation=quantisation,
+    )
 
 
 def _dequantise_rest(original: LoadedModel, quantised: LoadedModel) -> int:

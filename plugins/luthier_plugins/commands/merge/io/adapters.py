@@ -100,6 +100,11 @@ def merge_into_adapter(
 def _check(config: DictConfig, inputs: Sequence[MergeInput], base: MergeInput | None) -> None:
     folder = inputs[0].checkpoint.folder
     for model in inputs:
+        if model.origin is not None:
+            raise ModelError(
+                f"{model.place}: its adapter is more than changes of single layers; result=adapter merges "
+                "those alone; set result=model"
+            )
         if model.adapter is None:
             raise ModelError(f"{model.place} is a whole model; result=adapter merges adapters")
         if model.checkpoint.folder != folder:

@@ -16,6 +16,7 @@ from luthier.adapters import WEIGHTS, AdaptedLinear, SavedAdapter, adapted_layer
 from luthier.errors import ConfigError, LuthierError, ModelError
 from luthier.models import adapter_readers, find_source
 from luthier_plugins.commands.merge.io.base_model import conv1d_layers
+from luthier_plugins.commands.merge.io.folded import changes_parameters, folded
 from luthier_plugins.commands.merge.io.hashes import FileHashes
 from luthier_plugins.commands.merge.io.weight_files import Checkpoint, Stored, open_checkpoint
 
@@ -35,7 +36,8 @@ class MergeInput:
         checkpoint: The tensors of the model, or of an adapter's base.
         config: Its ``config.json``.
         adapter: What lies on it.
-        adapter_folder: Where that comes from.
+        adapter_folder: Where that comes from, or what is folded into `checkpoint` already.
+        origin: Of that: where its base is.
         layers: The layers that it changes.
         conv1d: Those of them that keep their weight (d_in, d_out).
         hashes: Of the files of its weights.
@@ -46,6 +48,7 @@ class MergeInput:
     config: Mapping[str, Any]
     adapter: SavedAdapter | None = None
     adapter_folder: Path | None = None
+    origin: Path | None = None
     layers: frozenset[str] = frozenset()
     conv1d: frozenset[str] = frozenset()
     hashes: FileHashes = field(default_factory=FileHashes)
@@ -59,6 +62,11 @@ class MergeInput:
     def folder(self) -> Path:
         """Where it comes from, its tokenizer too."""
         return self.adapter_folder or self.checkpoint.folder
+
+    @property
+    def ground(self) -> Path:
+        """Where the model is that it is an adapter of, or itself."""
+        return self.origin or self.checkpoint.folder
 
     @property
     def tensors(self) -> Mapping[str, Stored]:
@@ -170,8 +178,8 @@ def _label(path: str) -> str:
     return place.parent.name if place.name == "model" and place.parent.name else place.name
 
 
-def open_input(label: str, path: str) -> MergeInput:
-    """Open the model that a person calls `path`.
+def open_input(label: str, path: str, work: Path) -> MergeInput:
+    """Open the model that a person calls `path`; below `work` it is folded where it must be.
 
     Raises:
         ModelError: It is not there, or cannot be merged; the message names it.
@@ -184,6 +192,15 @@ def open_input(label: str, path: str) -> MergeInput:
             raise ModelError(f"{checkpoint.folder} is quantised; merge its original in full precision")
         if source.adapter is None:
             return MergeInput(label, checkpoint, config, hashes=FileHashes(checkpoint.files))
+        if changes_parameters(source.adapter):
+            origin = checkpoint.folder
+            checkpoint.close()
+            checkpoint = open_checkpoint(folded(source, work))
+            config = _config(checkpoint.folder / "config.json")
+            hashes = FileHashes([*checkpoint.files, source.adapter / WEIGHTS])
+            return MergeInput(
+                label, checkpoint, config, adapter_folder=source.adapter, origin=origin, hashes=hashes
+            )
         adapter = read_adapter(source.adapter, adapter_readers(), _modules(checkpoint))
         adapter = _checked(source.adapter, adapter, checkpoint)
         layers = frozenset(adapter.layers)
@@ -191,7 +208,7 @@ def open_input(label: str, path: str) -> MergeInput:
     except LuthierError as error:
         raise type(error)(f"{place_of(label)}: {error}") from error
     hashes = FileHashes([*checkpoint.files, source.adapter / WEIGHTS])
-    model = MergeInput(label, checkpoint, config, adapter, source.adapter, layers, conv1d, hashes)
+    model = MergeInput(label, checkpoint, config, adapter, source.adapter, None, layers, conv1d, hashes)
     if layers:
         # What attaching imports shall be in memory before anyone looks how much of that is free.
         model.layer(min((name + WEIGHT for name in layers), key=lambda name: model.tensors[name].count))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from luthier.contracts import Merger
 from luthier.errors import ConfigError, unknown
 from luthier.runs import finished
 from luthier.system import DTYPES
+from luthier_plugins.commands.merge.io.hashes import hashing
 from luthier_plugins.commands.merge.io.inputs import BASE, MergeInput, labelled, open_input
 from luthier_plugins.commands.merge.plan.tensors import MISSING
 from luthier_plugins.commands.merge.report.check import CHECKS
@@ -58,6 +61,19 @@ def _check_result(config: DictConfig) -> None:
             raise ConfigError(f"{key}={config[key]} is of a whole model; leave it out, or set result=model")
 
 
+@contextlib.contextmanager
+def opened_models(config: DictConfig, merger: Merger) -> Iterator[tuple[list[MergeInput], MergeInput | None]]:
+    """Open the models for the block, and begin to hash them."""
+    inputs, base = open_models(config, merger)
+    models = (*inputs, *([base] if base else []))
+    try:
+        with hashing([model.hashes for model in models]):
+            yield inputs, base
+    finally:
+        for model in models:
+            model.checkpoint.close()
+
+
 def open_models(config: DictConfig, merger: Merger) -> tuple[list[MergeInput], MergeInput | None]:
     """Open the models, in an order that the command line has no say in, and the base if `merger` needs one.
 
@@ -77,18 +93,19 @@ def open_models(config: DictConfig, merger: Merger) -> tuple[list[MergeInput], M
             f"missing=base: merger={config.merger.name} looks at no base; missing=present merges the models "
             "that have a tensor"
         )
-    inputs = [open_input(label, paths[label]) for label in labels]
+    work = Path(config.run_dir)
+    inputs = [open_input(label, paths[label], work) for label in labels]
     if not merger.needs_base:
         return inputs, None
     if config.base is not None:
-        return inputs, open_input(BASE, str(config.base))
-    folders = {model.checkpoint.folder for model in inputs}
-    if len(folders) > 1 or not all(model.adapter for model in inputs):
+        return inputs, open_input(BASE, str(config.base), work)
+    folders = {model.ground for model in inputs}
+    if len(folders) > 1 or not all(model.adapter_folder for model in inputs):
         raise ConfigError(
             f"merger={config.merger.name} works on differences to the model that all were tuned from: "
             "set base=MODEL"
         )
-    return inputs, open_input(BASE, str(folders.pop()))
+    return inputs, open_input(BASE, str(folders.pop()), work)
 
 
 def _check_count(name: str, merger: Merger, count: int) -> None:

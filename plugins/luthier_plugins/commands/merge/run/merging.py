@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import shutil
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -18,12 +16,12 @@ from luthier.errors import ConfigError, ModelError
 from luthier.runs import SUMMARY, as_json, run_folder, versions, write_json
 from luthier.system import DTYPES, Processes, anonymous_bytes
 from luthier_plugins.commands.merge.io.adapters import merge_into_adapter
-from luthier_plugins.commands.merge.io.hashes import hashing
+from luthier_plugins.commands.merge.io.folded import forget_folded
 from luthier_plugins.commands.merge.io.inputs import MergeInput
 from luthier_plugins.commands.merge.io.journal import Journal, digest_of
 from luthier_plugins.commands.merge.io.shard_writer import Layout, ShardWriter, lay_out, write_index
 from luthier_plugins.commands.merge.plan.limits import check_disk, check_loading, room_for
-from luthier_plugins.commands.merge.plan.options import check_options, open_models
+from luthier_plugins.commands.merge.plan.options import check_options, opened_models
 from luthier_plugins.commands.merge.plan.tensors import MergePlan, plan_merge
 from luthier_plugins.commands.merge.plan.tokenizer import compare_tokenizers
 from luthier_plugins.commands.merge.report.card import write_companions
@@ -51,7 +49,7 @@ def merge(config: DictConfig) -> MergeReport:
         if (run_dir / "model").exists() and not config.resume:
             raise ConfigError(f"run_dir={run_dir} holds a merged model already; choose another folder")
         merger: Merger = configs.build("merger", config.merger)
-        with _opened(config, merger) as (inputs, base):
+        with opened_models(config, merger) as (inputs, base):
             check_tasks(config, inputs)
             chosen = inputs
             if config.greedy:
@@ -65,22 +63,10 @@ def merge(config: DictConfig) -> MergeReport:
         left_out = tuple(model.label for model in inputs if model not in chosen)
         scores = task_scores(config, run_dir / "model") if config.tasks else {}
         report = dataclasses.replace(report, left_out=left_out, scores=scores)
+        forget_folded(run_dir)
         write_json(run_dir / SUMMARY, {**as_json(report), "versions": versions()})
         show_merge(report)
         return report
-
-
-@contextlib.contextmanager
-def _opened(config: DictConfig, merger: Merger) -> Iterator[tuple[list[MergeInput], MergeInput | None]]:
-    """Open the models for the block, and begin to hash them."""
-    inputs, base = open_models(config, merger)
-    models = (*inputs, *([base] if base else []))
-    try:
-        with hashing([model.hashes for model in models]):
-            yield inputs, base
-    finally:
-        for model in models:
-            model.checkpoint.close()
 
 
 def _merged(

@@ -8,8 +8,7 @@ import torch
 
 from luthier.contracts import Objective
 from luthier.errors import ConfigError, ModelError
-from luthier.models.model import LoadedModel
-from luthier.models.score_head import TASKS, attach_head, head_name, head_of
+from luthier.models import TASKS, LoadedModel, attach_head, head_name, head_of
 
 log = logging.getLogger("luthier")
 
