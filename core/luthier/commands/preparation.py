@@ -15,8 +15,8 @@ from luthier.engine import TrainingRun, objective_of
 from luthier.errors import ConfigError
 from luthier.evaluation import check_reference, measured_in_training
 from luthier.kernels import wants_wide
-from luthier.models import give_head, load_model, quiet
-from luthier.policy import policy_of
+from luthier.models import load_model, quiet
+from luthier.policy import give_head, policy_of
 from luthier.registry import check_processes
 from luthier.runs import seed_everything
 from luthier.system import Processes

@@ -14,8 +14,8 @@ from luthier.data import Batches, Encoded, source_rows
 from luthier.evaluation.evaluation import Evaluator
 from luthier.evaluation.reference_pass import check_reference, measured_in_evaluation
 from luthier.kernels import wants_wide
-from luthier.models import LoadedModel, check_head, load_model
-from luthier.policy import ModelPolicy, policy_of
+from luthier.models import LoadedModel, load_model
+from luthier.policy import ModelPolicy, check_head, policy_of
 from luthier.runs import EvaluationReport, as_json, hooks, model_line, run_folder, versions, write_json
 from luthier.system import Processes
 from luthier.text import Codec

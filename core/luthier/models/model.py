@@ -6,29 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from luthier.config import ModelConfig
 from luthier.contracts import Adapter, Quantiser
 from luthier.errors import ModelError
 from luthier.models.model_source import Source, find_source
-from luthier.models.pretrained import from_pretrained
+from luthier.models.pretrained import load_config, load_whole
 from luthier.models.saved_adapters import adapter_readers, reader_of
-from luthier.models.saving import save_model, verify_saved
-from luthier.models.score_head import head_name, load_head, saved_kind, stored_head
+from luthier.models.score_head import HEADS, head_name, load_head, saved_kind, stored_head
 from luthier.models.tokenizer import load_tokenizer
 from luthier.registry import catalogue
 from luthier.system import pick_device, pick_dtype, weights_and_autocast
-
-__all__ = [
-    "LoadedModel",
-    "LoadedTokenizer",
-    "ModelConfig",
-    "load_model",
-    "load_model_tokenizer",
-    "save_model",
-    "verify_saved",
-]
 
 
 @dataclass(frozen=True)
@@ -86,7 +75,7 @@ def load_model_tokenizer(config: ModelConfig) -> LoadedTokenizer:
         ModelError: A model that is not there; one line says what to do.
     """
     source = find_source(config)
-    context = _context(from_pretrained(AutoConfig, source.base, revision=config.revision))
+    context = _context(load_config(source.base, config.revision))
     tokenizer = load_tokenizer(_tokenizer_home(source), config.revision, config.chat_template)
     return LoadedTokenizer(tokenizer, context, source.base)
 
@@ -121,13 +110,16 @@ def load_model(
     dtype = pick_dtype(config.dtype, device)
     stored, autocast_dtype = weights_and_autocast(dtype, train_base)
     source = find_source(config)
-    model_config = from_pretrained(AutoConfig, source.base, revision=config.revision)
+    model_config = load_config(source.base, config.revision)
     method = _quantised_by(model_config)
     _refuse_quantised(source.base, method, train_base, quantiser)
     tokenizer = load_tokenizer(_tokenizer_home(source), config.revision, config.chat_template)
-    model = from_pretrained(
+    kind = saved_kind(model_config.architectures)
+    model = load_whole(
         AutoModelForCausalLM,
         source.base,
+        beside=HEADS if kind else (),
+        by_shapes=method is None,
         revision=config.revision,
         dtype=stored,
         use_safetensors=True,
@@ -141,7 +133,7 @@ def load_model(
     if not train_base:
         model.requires_grad_(False)  # whoever trains a part of it says so
     model.config.pad_token_id = model.generation_config.pad_token_id = tokenizer.pad_token_id
-    if kind := saved_kind(model_config.architectures):
+    if kind:
         load_head(model, kind, stored_head(source.base, config.revision, head_name(model, kind)))
         model.score_head.requires_grad_(train_base)
     attached = None

@@ -8,8 +8,7 @@ import torch
 
 from luthier.contracts import Objective
 from luthier.errors import ConfigError, ModelError
-from luthier.models.model import LoadedModel
-from luthier.models.score_head import TASKS, attach_head, head_name, head_of
+from luthier.models import TASKS, LoadedModel, attach_head, head_name, head_of, saved_kind
 
 log = logging.getLogger("luthier")
 
@@ -23,6 +22,7 @@ def give_head(loaded: LoadedModel, objective: Objective, name: str, seed: int) -
     """
     head = head_of(loaded.model)
     if objective.head is None:
+        check_speaks(loaded)
         if head is not None:
             log.warning("%s has a score head, which objective=%s leaves out", loaded.name, name)
             del loaded.model.score_head
@@ -46,6 +46,8 @@ def check_head(loaded: LoadedModel, objective: Objective, name: str, needed: boo
         ModelError: It has another one, or, where one is `needed`, none.
     """
     head = head_of(loaded.model)
+    if objective.head is None:
+        check_speaks(loaded)
     if objective.head is None or (head is None and not needed):
         return
     if head is None:
@@ -54,6 +56,20 @@ def check_head(loaded: LoadedModel, objective: Objective, name: str, needed: boo
         raise ModelError(
             f"objective={name} needs a head of the kind {objective.head}, and that of {loaded.name} is of "
             f"the kind {head.kind}"
+        )
+
+
+def check_speaks(loaded: LoadedModel) -> None:
+    """Refuse a reward model without the output head of a language model, whose weights would be drawn.
+
+    Raises:
+        ModelError: It is one.
+    """
+    config = loaded.model.config
+    if saved_kind(config.architectures) and not config.get_text_config().tie_word_embeddings:
+        raise ModelError(
+            f"{loaded.name} is a reward model and has no output head of a language model: it scores, and "
+            "can neither answer nor learn to; expected the model that it was trained from"
         )
 
 
