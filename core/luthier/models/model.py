@@ -132,6 +132,7 @@ def load_model(
         _settle_stored(model, method)
     if not train_base:
         model.requires_grad_(False)  # whoever trains a part of it says so
+    _check_ends(source.base, model.generation_config.eos_token_id)
     model.config.pad_token_id = model.generation_config.pad_token_id = tokenizer.pad_token_id
     if kind:
         load_head(model, kind, stored_head(source.base, config.revision, head_name(model, kind)))
@@ -145,6 +146,13 @@ def load_model(
     return LoadedModel(
         model, tokenizer, dtype, device, autocast_dtype, source.base, source.adapter, quantised, attached
     )
+
+
+def _check_ends(base: str, ends: Any) -> None:
+    if any(type(end) is not int for end in (ends if isinstance(ends, list) else [ends] * (ends is not None))):
+        raise ModelError(
+            f"{base}: its generation_config.json has eos_token_id={ends!r}; expected ids of tokens"
+        )
 
 
 def _settle_stored(model: PreTrainedModel, method: str) -> None:

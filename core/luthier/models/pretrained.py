@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub.utils import logging as hub_logging
+from safetensors import safe_open
 
 from luthier.errors import LuthierError, ModelError
 
@@ -52,7 +53,7 @@ def from_pretrained(loader: Any, base: str, **options: Any) -> Any:
         ModelError: Whatever transformers says, in one line, with what was expected and the way out.
         LuthierError: What a quantiser of ours says, as it is.
     """
-    return _told(base, lambda: loader.from_pretrained(base, trust_remote_code=False, **options))
+    return told(base, lambda: loader.from_pretrained(base, trust_remote_code=False, **options))
 
 
 def load_config(base: str, revision: str | None = None) -> Any:
@@ -63,11 +64,13 @@ def load_config(base: str, revision: str | None = None) -> Any:
     """
     from transformers import AutoConfig, PretrainedConfig
 
-    table, _ = _told(base, lambda: PretrainedConfig.get_config_dict(base, revision=revision))
-    for key, value in table.items():
-        for name, count in value.items() if isinstance(value, dict) else [(key, value)]:
-            if _COUNTS.fullmatch(name) and isinstance(count, int) and count > MOST:
-                raise ModelError(f"{base}: its config.json has {name}={count}; no model has more than {MOST}")
+    table, _ = told(base, lambda: PretrainedConfig.get_config_dict(base, revision=revision))
+    if not isinstance(table, dict) or not isinstance(table.get("quantization_config") or {}, dict):
+        raise ModelError(f"{base}: its config.json is damaged: expected a table, also as quantization_config")
+    parts = [table, *(value for value in table.values() if isinstance(value, dict))]
+    for name, count in ((name, count) for part in parts for name, count in part.items()):
+        if _COUNTS.fullmatch(name) and isinstance(count, int) and count > MOST:
+            raise ModelError(f"{base}: its config.json has {name}={count}; no model has more than {MOST}")
     return from_pretrained(AutoConfig, base, revision=revision)
 
 
@@ -89,11 +92,14 @@ def load_whole(
     Raises:
         ModelError: Tensors are missing, left over or of other shapes; or as of `from_pretrained`.
     """
-    told = {**options, "output_loading_info": True, "ignore_mismatched_sizes": True}
+    first = {**options, "output_loading_info": True, "ignore_mismatched_sizes": True}
     if by_shapes:
-        told.pop("quantization_config", None)
-        told["device_map"] = {"": "meta"}
-    model, found = from_pretrained(loader, base, **told)
+        first.pop("quantization_config", None)
+        first["device_map"] = {"": "meta"}
+    model, found = from_pretrained(loader, base, **first)
+    if by_shapes:
+        floating = {name for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
+        found["whole"] = floating & told(base, lambda: set(_whole_numbers(base, options.get("revision"))))
     if faults := _faults(found, beside):
         raise ModelError(
             f"{base}: {', '.join(faults)}; expected all tensors of {type(model).__name__} as its config.json "
@@ -108,17 +114,43 @@ def _faults(found: dict[str, Any], beside: tuple[str, ...]) -> list[str]:
         "missing": found["missing_keys"],
         "unexpected": found["unexpected_keys"],
         "of another shape": {name for name, *_ in found["mismatched_keys"]},
+        "of whole numbers": found.get("whole", ()),
     }
     faults = []
     for kind, keys in kinds.items():
-        names = sorted(name for name in keys if name.partition(".")[0] not in beside)
-        if names:
+        if names := sorted(name for name in keys if name.partition(".")[0] not in beside):
             shown = ", ".join(names[:2]) + ", …" * (len(names) > 2)
             faults.append(f"tensors {kind}: {len(names)} ({shown})")
     return faults
 
 
-def _told(base: str, load: Callable[[], Any]) -> Any:
+def _whole_numbers(base: str, revision: str | None) -> Iterator[str]:
+    """Yield the tensors that are stored as whole numbers, which transformers takes for weights as well."""
+    for file in weight_files(base, revision):
+        with safe_open(file, framework="pt") as stored:
+            for name in stored.keys():  # noqa: SIM118 - not a mapping
+                if not stored.get_slice(name).get_dtype().startswith(("F", "BF")):
+                    yield name
+
+
+def weight_files(base: str, revision: str | None) -> list[str]:
+    """Return the files that transformers reads the weights of `base` from."""
+    from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
+    from transformers.utils.hub import get_checkpoint_shard_files
+
+    options: dict[str, Any] = {"revision": revision, "_raise_exceptions_for_missing_entries": False}
+    if (whole := cached_file(base, SAFE_WEIGHTS_NAME, **options)) is not None:
+        return [whole]
+    index = cached_file(base, SAFE_WEIGHTS_INDEX_NAME, **options)
+    return get_checkpoint_shard_files(base, index, revision=revision)[0] if index else []
+
+
+def told(base: str, load: Callable[[], Any]) -> Any:
+    """Return ``load()``, in which transformers reads a part of `base`.
+
+    Raises:
+        ModelError, LuthierError: As of `from_pretrained`.
+    """
     try:
         with quiet():
             return load()

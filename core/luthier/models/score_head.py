@@ -17,7 +17,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from luthier.errors import ModelError
-from luthier.models.pretrained import quiet
+from luthier.models.pretrained import quiet, weight_files
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -98,7 +98,7 @@ def class_of(kind: str) -> Any:
 
 def saved_kind(architectures: Any) -> str | None:
     """Return the kind of head that a checkpoint of these ``architectures`` has; None for none."""
-    first = str((architectures or [""])[0])
+    first = str(architectures[0]) if isinstance(architectures, list) and architectures else ""
     return next((kind for kind, ending in ENDINGS.items() if first.endswith(ending)), None)
 
 
@@ -174,7 +174,7 @@ def stored_head(base: str, revision: str | None, name: str) -> dict[str, Tensor]
         ModelError: There are none.
     """
     tensors: dict[str, Tensor] = {}
-    for file in _files(base, revision):
+    for file in weight_files(base, revision):
         with safe_open(file, framework="pt") as stored:
             for key in stored.keys():  # noqa: SIM118 - not a mapping
                 if key.startswith(f"{name}."):
@@ -182,15 +182,3 @@ def stored_head(base: str, revision: str | None, name: str) -> dict[str, Tensor]
     if not tensors:
         raise ModelError(f"{base}: it is a reward model without its head ('{name}'): train it again")
     return tensors
-
-
-def _files(base: str, revision: str | None) -> list[str]:
-    """Return the files that transformers reads the weights of `base` from."""
-    from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
-    from transformers.utils.hub import get_checkpoint_shard_files
-
-    options: dict[str, Any] = {"revision": revision, "_raise_exceptions_for_missing_entries": False}
-    if (whole := cached_file(base, SAFE_WEIGHTS_NAME, **options)) is not None:
-        return [whole]
-    index = cached_file(base, SAFE_WEIGHTS_INDEX_NAME, **options)
-    return get_checkpoint_shard_files(base, index, revision=revision)[0] if index else []

@@ -5,7 +5,7 @@ from typing import Any
 
 from luthier.errors import ModelError
 from luthier.models import chat_templates as templates
-from luthier.models.pretrained import from_pretrained
+from luthier.models.pretrained import from_pretrained, told
 
 _PROBE = "The naïve café: 12 + 3 = 15.\n\tdef f(x): return x<|im_start|>"
 
@@ -28,6 +28,7 @@ def load_tokenizer(base: str, revision: str | None = None, chat_template: str | 
     from transformers import AutoTokenizer
 
     tokenizer = from_pretrained(AutoTokenizer, base, revision=revision)
+    told(base, lambda: tokenizer(_PROBE))  # of what is damaged, some is read at the first text
     if tokenizer.eos_token_id is None:
         raise ModelError(f"{base}: its tokenizer has no end token; set eos_token in tokenizer_config.json")
     if tokenizer.pad_token_id is None:

@@ -132,11 +132,16 @@ class ModelPolicy:
         A model that cannot take token trees is reported to the logger `luthier` with the reason and the cost.
 
         Raises:
-            ModelError: Not even padded batches give what the model gives for one sequence at a time.
+            ModelError: The model cannot run, or not even padded batches give what it gives for one sequence
+                at a time.
         """
         with undisturbed(self.model), self.autocast():
             pack = _probe(self.model, self.device)
-            expected = self._plain(pack)
+            try:
+                expected = self._plain(pack)
+            except Exception as error:  # a config may be wrong in what only a forward pass reads
+                name, said = type(self.model).__name__, " ".join(str(error).split())[:200]
+                raise ModelError(f"{name} cannot run as its config.json describes it: {said}") from error
             faults = []
             for forward in self._candidates():
                 fault = self._fault(forward, pack, expected)

@@ -20,14 +20,13 @@ def give_head(loaded: LoadedModel, objective: Objective, name: str, seed: int) -
         ModelError: It carries a head of another kind, or transformers has no class for the result.
         ConfigError: The tokenizer has no token to pad with that could not be the end of a text.
     """
+    check_head(loaded, objective, name, needed=False)
     head = head_of(loaded.model)
     if objective.head is None:
-        check_speaks(loaded)
         if head is not None:
             log.warning("%s has a score head, which objective=%s leaves out", loaded.name, name)
             del loaded.model.score_head
         return
-    check_head(loaded, objective, name, needed=False)
     if objective.head in TASKS:
         head_name(loaded.model, objective.head)  # before training rather than when it is saved
     if objective.head == "sequence":
@@ -48,11 +47,9 @@ def check_head(loaded: LoadedModel, objective: Objective, name: str, needed: boo
     head = head_of(loaded.model)
     if objective.head is None:
         check_speaks(loaded)
-    if objective.head is None or (head is None and not needed):
-        return
-    if head is None:
+    elif head is None and needed:
         raise ModelError(f"objective={name} measures a reward model, and {loaded.name} has no score head")
-    if head.kind != objective.head:
+    elif head is not None and head.kind != objective.head:
         raise ModelError(
             f"objective={name} needs a head of the kind {objective.head}, and that of {loaded.name} is of "
             f"the kind {head.kind}"
