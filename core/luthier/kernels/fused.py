@@ -138,7 +138,8 @@ def _run_mlp(module: Any, gate: str, up: str, down: str, act: str, x: Tensor) ->
     if torch.is_autocast_enabled(x.device.type) or not all(_frozen(part, bias=False) for part in parts):
         out: Tensor = type(module).forward(module, x)
     else:
-        out = FrozenGatedMLP.apply(x, *(part.weight for part in parts), getattr(module, act))  # type: ignore[no-untyped-call]
+        rows = FrozenGatedMLP.apply(x, *(part.weight for part in parts), getattr(module, act))  # type: ignore[no-untyped-call]
+        out = rows.view(x.shape)
     return out
 
 
@@ -146,7 +147,8 @@ def _run_linear(module: Any, x: Tensor) -> Tensor:
     if torch.is_autocast_enabled(x.device.type) or module.weight.requires_grad or x.dtype != torch.float32:
         out: Tensor = type(module).forward(module, x)
     else:
-        out = FrozenLinear.apply(x, module.weight, module.bias)  # type: ignore[no-untyped-call]
+        rows = FrozenLinear.apply(x, module.weight, module.bias)  # type: ignore[no-untyped-call]
+        out = rows.view(*x.shape[:-1], -1)
     return out
 
 

@@ -1,4 +1,8 @@
-"""The autograd functions of `luthier.kernels.fused`: frozen parts that keep little for the backward pass."""
+"""The autograd functions of `luthier.kernels.fused`: frozen parts that keep little for the backward pass.
+
+Those of linear layers return rows, whose shape the caller gives back: a view that a function itself returns
+could not be added to in place, as some models do with the output of a layer.
+"""
 
 from __future__ import annotations
 
@@ -13,28 +17,28 @@ from luthier.kernels.matmul import product
 
 
 class FrozenLinear(torch.autograd.Function):
-    """y = x Wᵀ + b with W and b frozen: nothing but W is kept."""
+    """y (N, d_out) = x Wᵀ + b with W and b frozen: nothing but W is kept."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Return y and keep what the class says."""
         ctx.save_for_backward(weight)
+        ctx.shape = x.shape
         out = product(x.reshape(-1, x.shape[-1]), weight)
         if bias is not None:
             out += bias
-        return out.view(*x.shape[:-1], -1)
+        return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradient of x; nothing else has one."""
         (weight,) = ctx.saved_tensors
-        rows = product(grad.reshape(-1, grad.shape[-1]), weight.T)
-        return rows.view(*grad.shape[:-1], -1), None, None
+        return product(grad, weight.T).view(ctx.shape), None, None
 
 
 class FrozenGatedMLP(torch.autograd.Function):
-    """y = (act(x Gᵀ) · x Uᵀ) Dᵀ, frozen: the outputs of gate and up are kept, not act nor their product."""
+    """y (N, d) = (act(x Gᵀ) · x Uᵀ) Dᵀ, frozen: what gate and up give is kept, not act nor their product."""
 
     @staticmethod
     def forward(
@@ -50,15 +54,15 @@ class FrozenGatedMLP(torch.autograd.Function):
         g, u = product(rows, gate), product(rows, up)  # (N, f)
         out = product(act(g) * u, down)
         ctx.save_for_backward(g, u, gate, up, down)
-        ctx.act = act
-        return out.view(x.shape)
+        ctx.act, ctx.shape = act, x.shape
+        return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradient of x; nothing else has one."""
         g, u, gate, up, down = ctx.saved_tensors
-        inner = product(grad.reshape(-1, grad.shape[-1]), down.T)  # (N, f)
+        inner = product(grad, down.T)  # (N, f)
         with torch.enable_grad():
             g = g.detach().requires_grad_()
             a = ctx.act(g)
@@ -66,7 +70,7 @@ class FrozenGatedMLP(torch.autograd.Function):
         rows = product(grad_g, gate.T)
         del grad_g
         rows += product(inner.mul_(a.detach()), up.T)
-        return rows.view(grad.shape), None, None, None, None
+        return rows.view(ctx.shape), None, None, None, None
 
 
 class FrozenNorm(torch.autograd.Function):

@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from luthier.config import ModelConfig
 from luthier.contracts import Adapter, Quantiser
 from luthier.errors import ModelError
 from luthier.models.model_source import Source, find_source
-from luthier.models.pretrained import from_pretrained
+from luthier.models.pretrained import load_config, load_whole
 from luthier.models.saved_adapters import adapter_readers, reader_of
-from luthier.models.score_head import head_name, load_head, saved_kind, stored_head
+from luthier.models.score_head import HEADS, head_name, load_head, saved_kind, stored_head
 from luthier.models.tokenizer import answer_ends, load_tokenizer, read_as
 from luthier.models.vocabulary import add_tokens, fit
 from luthier.registry import catalogue
@@ -87,7 +87,7 @@ def load_model_tokenizer(config: ModelConfig) -> LoadedTokenizer:
         ModelError: A model that is not there; one line says what to do.
     """
     source = find_source(config)
-    model_config = from_pretrained(AutoConfig, source.base, revision=config.revision)
+    model_config = load_config(source.base, config.revision)
     tokenizer, added = _tokenizer(config, source)
     rows = model_config.get_text_config().vocab_size
     # Of an adapter's rows nothing is known before it is loaded.
@@ -126,13 +126,16 @@ def load_model(
     dtype = pick_dtype(config.dtype, device)
     stored, autocast_dtype = weights_and_autocast(dtype, train_base)
     source = find_source(config)
-    model_config = from_pretrained(AutoConfig, source.base, revision=config.revision)
+    model_config = load_config(source.base, config.revision)
     method = _quantised_by(model_config)
     _refuse_quantised(source.base, method, train_base, quantiser)
     tokenizer, added = _tokenizer(config, source)
-    model = from_pretrained(
+    kind = saved_kind(model_config.architectures)
+    model = load_whole(
         AutoModelForCausalLM,
         source.base,
+        beside=HEADS if kind else (),
+        by_shapes=method is None,
         revision=config.revision,
         dtype=stored,
         use_safetensors=True,
@@ -145,9 +148,10 @@ def load_model(
         _settle_stored(model, method)
     if not train_base:
         model.requires_grad_(False)  # whoever trains a part of it says so
+    _check_ends(source.base, model.generation_config.eos_token_id)
     model.config.pad_token_id = model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.generation_config.eos_token_id = answer_ends(model.generation_config, Codec(tokenizer))
-    if kind := saved_kind(model_config.architectures):
+    if kind:
         load_head(model, kind, stored_head(source.base, config.revision, head_name(model, kind)))
         model.score_head.requires_grad_(train_base)
     attached = None
@@ -160,6 +164,13 @@ def load_model(
     return LoadedModel(
         model, tokenizer, dtype, device, autocast_dtype, source.base, source.adapter, quantised, attached, new
     )
+
+
+def _check_ends(base: str, ends: Any) -> None:
+    if any(type(end) is not int for end in (ends if isinstance(ends, list) else [ends] * (ends is not None))):
+        raise ModelError(
+            f"{base}: its generation_config.json has eos_token_id={ends!r}; expected ids of tokens"
+        )
 
 
 def _settle_stored(model: PreTrainedModel, method: str) -> None:

@@ -9,6 +9,7 @@ from luthier.registry import catalogue
 from luthier.system import read_table
 
 ADAPTER_CONFIG = "adapter_config.json"
+_TABLES = ("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json")
 _EXPECTED = "a transformers folder, a hub name, a .gguf file, a run folder or a PEFT folder"
 
 
@@ -109,7 +110,10 @@ def _result_of(place: Path) -> Path:
 def _check_safetensors(folder: Path) -> None:
     if not (folder / "config.json").is_file():
         raise ModelError(f"{folder} holds no config.json; expected {_EXPECTED}")
-    if (index := folder / "model.safetensors.index.json").is_file():
+    for table in _TABLES:
+        if (folder / table).is_file():
+            read_table(folder / table)
+    for index in folder.rglob("*.safetensors.index.json"):  # a config may name another than the usual one
         _check_index(index)
     if any(folder.glob("*.safetensors")):
         return

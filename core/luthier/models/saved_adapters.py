@@ -35,10 +35,7 @@ def reader_of(folder: Path, adapters: Mapping[str, type[Adapter]]) -> type[Adapt
     Raises:
         ModelError: None does, or the folder is damaged.
     """
-    if not (folder / ADAPTER_CONFIG).is_file():
-        raise ModelError(f"{folder} holds no {ADAPTER_CONFIG}; expected a PEFT folder")
-    config = read_table(folder / ADAPTER_CONFIG)
-    if (kind := peft_kind(config)) not in adapters:
+    if (kind := peft_kind(read_table(folder / ADAPTER_CONFIG))) not in adapters:
         raise ModelError(f"{folder}: {unknown('PEFT kind', kind, adapters)}")
     return adapters[kind]
 

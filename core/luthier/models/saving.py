@@ -11,7 +11,7 @@ from torch import nn
 
 from luthier.errors import ModelError
 from luthier.kernels import unfused
-from luthier.models.pretrained import from_pretrained, quiet
+from luthier.models.pretrained import load_whole, quiet, told
 from luthier.models.score_head import as_classifier, without_value
 from luthier.models.tokenizer import verify_tokenizer
 from luthier.system import written_whole
@@ -66,13 +66,14 @@ def verify_saved(model: PreTrainedModel, folder: Path, dtype: torch.dtype | None
         ModelError: A weight or the logits of a few tokens differ.
     """
     dtype = dtype or model.dtype
-    options = {"dtype": dtype, "use_safetensors": True, "device_map": {"": model.device}}
-    saved = from_pretrained(type(model), str(folder), **options).eval()
+    options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "device_map": {"": model.device}}
+    saved = load_whole(type(model), str(folder), by_shapes=False, **options).eval()
     mine, theirs = _rounded(model, dtype), saved.state_dict()
     wrong = [name for name, tensor in mine.items() if not _equal(tensor, theirs.get(name))]
     if wrong:
         raise ModelError(f"{folder}: {wrong[0]} reads back differently ({len(wrong)} tensors do)")
-    if not _equal(_logits(model, mine, saved.config._attn_implementation), _logits(saved, {}, None)):
+    ours = told(str(folder), lambda: _logits(model, mine, saved.config._attn_implementation))
+    if not _equal(ours, _logits(saved, {}, None)):
         raise ModelError(f"{folder}: equal weights read back give other logits; its config differs")
 
 

@@ -7,10 +7,8 @@ model; what is saved is what transformers' own classes for sequences and tokens 
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,7 +17,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from luthier.errors import ModelError
-from luthier.models.pretrained import quiet
+from luthier.models.pretrained import quiet, weight_files
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -28,6 +26,8 @@ NAME = "score_head"
 """What the module is called on the model."""
 TASKS = {"sequence": "SEQ_CLS", "token": "TOKEN_CLS"}
 """PEFT's names of heads that are saved; a ``value`` head is part of no result."""
+HEADS = ("lm_head", "embed_out", "score", "classifier")
+"""What transformers' classes call their heads: a reward model has one of them in place of another."""
 ENDINGS = {"sequence": "ForSequenceClassification", "token": "ForTokenClassification"}
 """How the classes of a saved config end."""
 
@@ -98,7 +98,7 @@ def class_of(kind: str) -> Any:
 
 def saved_kind(architectures: Any) -> str | None:
     """Return the kind of head that a checkpoint of these ``architectures`` has; None for none."""
-    first = str((architectures or [""])[0])
+    first = str(architectures[0]) if isinstance(architectures, list) and architectures else ""
     return next((kind for kind, ending in ENDINGS.items() if first.endswith(ending)), None)
 
 
@@ -174,7 +174,7 @@ def stored_head(base: str, revision: str | None, name: str) -> dict[str, Tensor]
         ModelError: There are none.
     """
     tensors: dict[str, Tensor] = {}
-    for file in _files(base, revision, name):
+    for file in weight_files(base, revision):
         with safe_open(file, framework="pt") as stored:
             for key in stored.keys():  # noqa: SIM118 - not a mapping
                 if key.startswith(f"{name}."):
@@ -182,17 +182,3 @@ def stored_head(base: str, revision: str | None, name: str) -> dict[str, Tensor]
     if not tensors:
         raise ModelError(f"{base}: it is a reward model without its head ('{name}'): train it again")
     return tensors
-
-
-def _files(base: str, revision: str | None, name: str) -> list[Path]:
-    from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
-
-    options: dict[str, Any] = {"revision": revision, "_raise_exceptions_for_missing_entries": False}
-    index = cached_file(base, SAFE_WEIGHTS_INDEX_NAME, **options)
-    if index is None:
-        whole = cached_file(base, SAFE_WEIGHTS_NAME, **options)
-        return [Path(whole)] if whole else []
-    parts = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"]
-    named = {part for key, part in parts.items() if key.startswith(f"{name}.")}
-    paths = (cached_file(base, part, **options) for part in sorted(named))
-    return [Path(path) for path in paths if path]

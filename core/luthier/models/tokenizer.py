@@ -7,7 +7,7 @@ from luthier.config import ModelPlace
 from luthier.errors import ConfigError, ModelError, unknown
 from luthier.models import chat_templates as templates
 from luthier.models.chat_templates import FOLD
-from luthier.models.pretrained import from_pretrained
+from luthier.models.pretrained import from_pretrained, told
 from luthier.text import Codec
 
 _PROBE = "The naïve café: 12 + 3 = 15.\n\tdef f(x): return x<|im_start|>"
@@ -29,6 +29,7 @@ def load_tokenizer(base: str, revision: str | None = None) -> Any:
     from transformers import AutoTokenizer
 
     tokenizer = from_pretrained(AutoTokenizer, base, revision=revision)
+    told(base, lambda: tokenizer(_PROBE))  # of what is damaged, some is read at the first text
     if tokenizer.eos_token_id is None:
         raise ModelError(f"{base}: its tokenizer has no end token; set eos_token in tokenizer_config.json")
     if tokenizer.pad_token_id is None:

@@ -27,6 +27,10 @@ if TYPE_CHECKING:
         save_references as save_references,
     )
     from luthier.policy.row_blocks import first_blocks_for as first_blocks_for
-    from luthier.policy.score_head_setup import check_head as check_head, give_head as give_head
+    from luthier.policy.score_head_setup import (
+        check_head as check_head,
+        check_speaks as check_speaks,
+        give_head as give_head,
+    )
 else:
     __getattr__, __dir__, __all__ = attach(__name__)

@@ -132,11 +132,16 @@ class ModelPolicy:
         A model that cannot take token trees is reported to the logger `luthier` with the reason and the cost.
 
         Raises:
-            ModelError: Not even padded batches give what the model gives for one sequence at a time.
+            ModelError: The model cannot run, or not even padded batches give what it gives for one sequence
+                at a time.
         """
         with undisturbed(self.model), self.autocast():
             pack = _probe(self.model, self.device)
-            expected = self._plain(pack)
+            try:
+                expected = self._plain(pack)
+            except Exception as error:  # a config may be wrong in what only a forward pass reads
+                name, said = type(self.model).__name__, " ".join(str(error).split())[:200]
+                raise ModelError(f"{name} cannot run as its config.json describes it: {said}") from error
             faults = []
             for forward in self._candidates():
                 fault = self._fault(forward, pack, expected)
@@ -206,12 +211,15 @@ def undisturbed(model: PreTrainedModel) -> Iterator[None]:
 
 
 def _probe(model: PreTrainedModel, device: torch.device) -> Pack:
-    """Two small trees whose values change if anything leaks or is lost; no random state is used."""
+    """Two small trees whose values change if anything leaks or is lost; no random state is used.
+
+    Every child has several tokens: the first one is predicted from the prompt, and says nothing of its child.
+    """
     config = model.config.get_text_config().to_dict()
     special = {config.get(name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
     pool = [token for token in range(min(config["vocab_size"], 1000)) if token not in special]
-    ids = tuple(pool[(37 * place + 11) % len(pool)] for place in range(18))
+    ids = tuple(pool[(37 * place + 11) % len(pool)] for place in range(21))
     return Pack.of(
-        [Tree(ids[:5], (Branch(ids[5:9]), Branch(ids[9:10]))), Tree(ids[10:13], (Branch(ids[13:18]),))],
+        [Tree(ids[:5], (Branch(ids[5:9]), Branch(ids[9:13]))), Tree(ids[13:16], (Branch(ids[16:21]),))],
         device,
     )

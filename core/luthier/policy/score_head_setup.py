@@ -8,7 +8,7 @@ import torch
 
 from luthier.contracts import Objective
 from luthier.errors import ConfigError, ModelError
-from luthier.models import TASKS, LoadedModel, attach_head, head_name, head_of
+from luthier.models import TASKS, LoadedModel, attach_head, head_name, head_of, saved_kind
 
 log = logging.getLogger("luthier")
 
@@ -20,13 +20,13 @@ def give_head(loaded: LoadedModel, objective: Objective, name: str, seed: int) -
         ModelError: It carries a head of another kind, or transformers has no class for the result.
         ConfigError: The tokenizer has no token to pad with that could not be the end of a text.
     """
+    check_head(loaded, objective, name, needed=False)
     head = head_of(loaded.model)
     if objective.head is None:
         if head is not None:
             log.warning("%s has a score head, which objective=%s leaves out", loaded.name, name)
             del loaded.model.score_head
         return
-    check_head(loaded, objective, name, needed=False)
     if objective.head in TASKS:
         head_name(loaded.model, objective.head)  # before training rather than when it is saved
     if objective.head == "sequence":
@@ -45,14 +45,28 @@ def check_head(loaded: LoadedModel, objective: Objective, name: str, needed: boo
         ModelError: It has another one, or, where one is `needed`, none.
     """
     head = head_of(loaded.model)
-    if objective.head is None or (head is None and not needed):
-        return
-    if head is None:
+    if objective.head is None:
+        check_speaks(loaded)
+    elif head is None and needed:
         raise ModelError(f"objective={name} measures a reward model, and {loaded.name} has no score head")
-    if head.kind != objective.head:
+    elif head is not None and head.kind != objective.head:
         raise ModelError(
             f"objective={name} needs a head of the kind {objective.head}, and that of {loaded.name} is of "
             f"the kind {head.kind}"
+        )
+
+
+def check_speaks(loaded: LoadedModel) -> None:
+    """Refuse a reward model without the output head of a language model, whose weights would be drawn.
+
+    Raises:
+        ModelError: It is one.
+    """
+    config = loaded.model.config
+    if saved_kind(config.architectures) and not config.get_text_config().tie_word_embeddings:
+        raise ModelError(
+            f"{loaded.name} is a reward model and has no output head of a language model: it scores, and "
+            "can neither answer nor learn to; expected the model that it was trained from"
         )
 
 

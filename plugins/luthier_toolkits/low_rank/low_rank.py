@@ -27,10 +27,11 @@ def low_rank_linear(base: nn.Module, x: Tensor, a: Tensor, b: Tensor, scale: flo
     Shape: (…, d_out).
     """
     if type(base) is nn.Linear and not base.weight.requires_grad:
-        y: Tensor = _LowRank.apply(x, a, b, scale, base.weight, base.bias, None)  # type: ignore[no-untyped-call]
+        rows: Tensor = _LowRank.apply(x, a, b, scale, base.weight, base.bias, None)  # type: ignore[no-untyped-call]
     else:
-        y = _LowRank.apply(x, a, b, scale, None, None, base(x))  # type: ignore[no-untyped-call]
-    return y
+        rows = _LowRank.apply(x, a, b, scale, None, None, base(x))  # type: ignore[no-untyped-call]
+    # Outside of the function: a view that it returned itself could not be added to in place, as models do.
+    return rows.view(*x.shape[:-1], -1)
 
 
 def principal_part(weight: Tensor, rank: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -81,13 +82,12 @@ class _LowRank(torch.autograd.Function):
         needs_a, needs_b = ctx.needs_input_grad[1:3]
         ctx.save_for_backward(rows if needs_a else None, u if needs_b else None, a, b, weight)
         ctx.scale, ctx.x_dtype, ctx.x_shape = scale, x.dtype, x.shape
-        return out.view(*x.shape[:-1], -1)
+        return out
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:  # (N, d_out)
         rows, u, a, b, weight = ctx.saved_tensors
-        g = grad.reshape(-1, grad.shape[-1])  # (N, d_out)
         grad_x = grad_a = grad_b = None
         with torch.autocast(g.device.type, enabled=False):
             h = (g @ b.to(g.dtype)).mul_(ctx.scale)  # (N, r)
@@ -101,4 +101,5 @@ class _LowRank(torch.autograd.Function):
                 if weight is not None:
                     grad_x.addmm_(h, a.to(g.dtype))
                 grad_x = grad_x.view(ctx.x_shape).to(ctx.x_dtype)
-        return grad_x, grad_a, grad_b, None, None, None, grad if ctx.needs_input_grad[6] else None
+        grad_y = g.view(*ctx.x_shape[:-1], -1) if ctx.needs_input_grad[6] else None
+        return grad_x, grad_a, grad_b, None, None, None, grad_y

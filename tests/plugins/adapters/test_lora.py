@@ -11,6 +11,7 @@ from transformers.pytorch_utils import Conv1D
 from helpers import tiny_gpt2, tiny_llama
 from luthier import ConfigError, ModelError
 from luthier.adapters.linear_adapter import adapted_layers, adapter_off, fold
+from luthier.kernels import fused
 from luthier_plugins.adapters.lora import LoRA, LoRALinear
 from luthier_toolkits.low_rank.low_rank import low_rank_linear, principal_part
 
@@ -304,3 +305,28 @@ def test_a_saved_pissa_adapter_is_not_loaded_into_another():
     assert made.adapter_state()["lora_A.weight"].shape == (6, 12)
     with pytest.raises(ModelError, match="twice the rank"):
         made.load_adapter_state(made.adapter_state())
+
+
+@pytest.mark.parametrize("kind", ["lora", "quantised or hooked base", "frozen linear", "gated mlp"])
+def test_what_a_layer_gives_may_be_added_to_in_place(kind):
+    """C: Falcon's parallel attention adds to the output of its MLP."""
+    x = torch.randn(2, 3, 8, requires_grad=True)
+    a, b = torch.randn(2, 8, requires_grad=True), torch.randn(6, 2, requires_grad=True)
+    base = torch.nn.Linear(8, 6)
+
+    def output():
+        if kind == "frozen linear":
+            return fused._run_linear(base.requires_grad_(False), x)
+        if kind == "gated mlp":
+            mlp = tiny_llama().model.layers[0].mlp.requires_grad_(False)
+            return fused._run_mlp(mlp, "gate_proj", "up_proj", "down_proj", "act_fn", x.repeat(1, 1, 4))
+        return low_rank_linear(base.requires_grad_(kind != "lora"), x, a, b, 0.5)
+
+    (output() * 2 + 1).sum().backward()
+    expected = x.grad.clone()
+    x.grad = None
+    changed = output()
+    changed *= 2
+    changed += 1
+    changed.sum().backward()
+    torch.testing.assert_close(x.grad, expected)

@@ -47,8 +47,8 @@ def weight_normed_linear(
     if weight is None or weight.requires_grad or dropped is not None:
         z, weight = unbiased(base, x), None
     low = x if dropped is None else dropped
-    y: Tensor = _WeightNormed.apply(low, a, b, magnitude, norms, scale, weight, bias, z)  # type: ignore[no-untyped-call]
-    return y
+    rows: Tensor = _WeightNormed.apply(low, a, b, magnitude, norms, scale, weight, bias, z)  # type: ignore[no-untyped-call]
+    return rows.view(*x.shape[:-1], -1)
 
 
 class _WeightNormed(torch.autograd.Function):
@@ -87,14 +87,13 @@ class _WeightNormed(torch.autograd.Function):
         kept = rows if needs_a else None, u if needs_b else None, y if needs_m else None
         ctx.save_for_backward(*kept, a, b, magnitude, c, weight)
         ctx.scale, ctx.x_dtype, ctx.x_shape = scale, x.dtype, x.shape
-        return out.view(*x.shape[:-1], -1)
+        return out
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:  # (N, d_out)
         rows, u, y, a, b, magnitude, c, weight = ctx.saved_tensors
         needs_x, needs_z = ctx.needs_input_grad[0], ctx.needs_input_grad[8]
-        g = grad.reshape(-1, grad.shape[-1])  # (N, d_out)
         grad_x = grad_z = grad_a = grad_b = grad_m = None
         with torch.autocast(g.device.type, enabled=False):
             if y is not None:
@@ -113,7 +112,7 @@ class _WeightNormed(torch.autograd.Function):
             elif needs_x:
                 grad_x = h @ a.to(g.dtype)
             if needs_z:
-                grad_z = _multiply(g, c, torch.empty_like(g)).view(grad.shape)
+                grad_z = _multiply(g, c, torch.empty_like(g)).view(*ctx.x_shape[:-1], -1)
         grad_x = None if grad_x is None else grad_x.view(ctx.x_shape).to(ctx.x_dtype)
         return grad_x, grad_a, grad_b, grad_m, None, None, None, None, grad_z
 

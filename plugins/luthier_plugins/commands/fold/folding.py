@@ -12,7 +12,6 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
-from transformers import AutoConfig
 from yaml import YAMLError  # type: ignore[import-untyped]
 
 from luthier import config as configs
@@ -28,7 +27,7 @@ from luthier.adapters import (
 from luthier.config import ModelConfig
 from luthier.contracts import Quantiser
 from luthier.errors import ConfigError, ModelError, unknown
-from luthier.models import LoadedModel, Source, find_source, from_pretrained, grow, load_model, save_model
+from luthier.models import LoadedModel, Source, find_source, grow, load_config, load_model, save_model
 from luthier.runs import as_json, write_json
 from luthier.system import DTYPES
 from luthier_plugins.commands.fold.report import REPORT, FoldedLayer, FoldReport
@@ -127,7 +126,7 @@ def _warn(config: DictConfig, run: dict[str, Any] | None) -> None:
 
 def _load_original(config: DictConfig, source: Source, dtype: torch.dtype, with_adapter: bool) -> LoadedModel:
     """Load the base unquantised, in a dtype that holds both its own weights and what is written."""
-    own = from_pretrained(AutoConfig, source.base, revision=config.model.revision).dtype or torch.float32
+    own = load_config(source.base, config.model.revision).dtype or torch.float32
     model_config = _part(config, source, torch.promote_types(own, dtype), with_adapter)
     loaded = load_model(model_config, train_base=False)
     if loaded.quantised:

@@ -12,12 +12,12 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.models.auto import CONFIG_MAPPING
 
 from luthier.contracts import Adapter, Quantiser
 from luthier.errors import ModelError, nearest
-from luthier.models import find_source, from_pretrained, quiet
+from luthier.models import find_source, load_config, quiet
 
 _NEEDED = ("vocab_size", "hidden_size", "num_hidden_layers")
 SAMPLE = 3
@@ -36,8 +36,8 @@ def config_of(model: Any) -> Any:
         return _from_shape(shape)
     folder = Path(model.path or "").expanduser()
     if model.path and not model.gguf_package and (folder / "config.json").is_file():
-        return from_pretrained(AutoConfig, str(folder))  # its weights may be elsewhere
-    return from_pretrained(AutoConfig, find_source(model).base, revision=model.revision)
+        return load_config(str(folder))  # its weights may be elsewhere
+    return load_config(find_source(model).base, model.revision)
 
 
 def _from_shape(shape: dict[str, Any]) -> Any:

@@ -21,7 +21,7 @@ from luthier.contracts import Candidate, DataSource, Place, Row, Selector
 from luthier.data import asked, read
 from luthier.errors import ConfigError, DataError, unknown
 from luthier.models import LoadedModel, load_model
-from luthier.policy import Answer, Decoding, ModelPolicy, answers, check_room, policy_of
+from luthier.policy import Answer, Decoding, ModelPolicy, answers, check_room, check_speaks, policy_of
 from luthier.text import Codec
 from luthier_plugins.commands.sample.candidates import WRITES, Answered, Writer
 from luthier_plugins.commands.sample.journal import Journal
@@ -105,6 +105,7 @@ class _Sampling:
         rows = _rows(config, source, codec)
         prompts = [codec.prompt_ids(r.fields["prompt"], r.origin, r.fields.get("tools")) for r in rows]
         check_room(prompts, rows, loaded.context)
+        check_speaks(loaded)
         policy = policy_of(loaded, config.model.fused)
         place = Place(source, loaded, config.model.device, config.model.dtype, config.pack_tokens)
         scoring = Scoring.of(config.reward_models, place)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from luthier.errors import ModelError
-from luthier.models import from_pretrained, save_model
+from luthier.models import from_pretrained, load_whole, save_model
 from luthier.system import sha256_of, written_whole
 
 
@@ -70,8 +70,8 @@ def _convert(file: Path, fresh: Path) -> None:
     # transformers draws the bar of the conversion whatever its own switch for bars says.
     with contextlib.redirect_stderr(io.StringIO()):
         tokenizer = from_pretrained(AutoTokenizer, str(file.parent), gguf_file=file.name)
-        options = {"gguf_file": file.name, "dtype": torch.float32}
-        model = from_pretrained(AutoModelForCausalLM, str(file.parent), **options)
+        options: dict[str, Any] = {"gguf_file": file.name, "dtype": torch.float32}
+        model = load_whole(AutoModelForCausalLM, str(file.parent), by_shapes=False, **options)
     _clear_quantiser(model)
     save_model(model, tokenizer, fresh, dtype)
 
@@ -90,7 +90,7 @@ def _dtype(file: Path) -> torch.dtype:
 
     try:
         tensors = GGUFReader(file).tensors
-    except (ValueError, IndexError, OverflowError, OSError) as error:
+    except Exception as error:  # of a damaged file, the reader says so in its own ways
         raise ModelError(f"{file} is damaged or no GGUF file ({error}); download it again") from error
     kinds = {tensor.tensor_type.name for tensor in tensors if len(tensor.shape) > 1}
     return torch.float32 if kinds == {"F32"} else torch.bfloat16

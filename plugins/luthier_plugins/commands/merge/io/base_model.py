@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from luthier.errors import ModelError
-from luthier.models import class_of, from_pretrained, quiet, saved_kind
+from luthier.models import class_of, load_config, quiet, saved_kind
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -22,9 +22,9 @@ def empty_model(folder: Path) -> PreTrainedModel:
     Raises:
         ModelError: transformers does not know it.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    config = from_pretrained(AutoConfig, str(folder))
+    config = load_config(str(folder))
     kind = saved_kind(getattr(config, "architectures", None))
     try:
         with torch.device("meta"), quiet():

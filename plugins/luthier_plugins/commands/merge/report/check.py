@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from luthier.errors import ModelError
-from luthier.models import from_pretrained
+from luthier.models import load_whole
 from luthier_plugins.commands.merge.io.shard_writer import Layout
 from luthier_plugins.commands.merge.io.weight_files import Stored, open_checkpoint
 
@@ -70,7 +70,7 @@ def load_back(folder: Path, skeleton: PreTrainedModel) -> None:
     """
     written = open_checkpoint(folder)
     try:
-        model = from_pretrained(type(skeleton), str(folder), dtype="auto", use_safetensors=True).eval()
+        model = load_whole(type(skeleton), str(folder), dtype="auto", use_safetensors=True).eval()
         state = model.state_dict()
         for name, stored in written.tensors.items():
             own = state.get(name)
