@@ -7,7 +7,7 @@ supervised comes from rendering prefixes of the conversation, never from searchi
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -24,15 +24,12 @@ from luthier.text.messages import (
 )
 from luthier.text.said import with_texts
 from luthier.text.text_encoder import TextEncoder
-from luthier.text.written import Outline, check_tools, check_written, left_out, outline
+from luthier.text.turn_encoder import TurnEncoder
 from luthier.trees import Branch, Tree
 
 Prompt = str | Sequence[Message]
 Supervise = Literal["assistant", "last", "all", "each"]
 """All assistant turns, the last one, every token but the first, or each assistant turn in its own tree."""
-
-_SHAPES = 10_000
-"""Shapes of conversations that are remembered."""
 
 
 @dataclass(frozen=True)
@@ -52,15 +49,10 @@ class Codec:
         """Whether the tokenizer has a chat template."""
         return bool(self.tokenizer.chat_template)
 
-    @functools.cached_property
+    @property
     def turn_end(self) -> int:
         """The token that ends an assistant's turn under the chat template; without one, the end token."""
-        probe = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]
-        tail = (
-            self._outline(Conversation(self.tokenizer, probe, ""), 1, ()).tail if self.has_template else None
-        )
-        ids = self._encoder.plain(tail or "")
-        return next((token for token in ids if token in self._encoder.special), self.tokenizer.eos_token_id)
+        return self._turns.turn_end
 
     def prompt_ids(self, prompt: Prompt, origin: str = "", tools: Any = None) -> list[int]:
         """Return the ids a completion of `prompt` continues — in training and in generation alike.
@@ -76,10 +68,7 @@ class Codec:
         if isinstance(prompt, str):
             ids = self._encoder.start(prompt)
         else:
-            conversation = self._conversation(prompt, origin, tools)
-            text = conversation.until(len(prompt))
-            self._check(conversation, text, None, ())
-            ids = self._encoder.plain(text)
+            ids = self._turns.prompt(self._conversation(prompt, origin, tools))
         if not ids:
             raise DataError(f"{origin}: the prompt is empty and the tokenizer adds no token before a text")
         return ids
@@ -149,19 +138,16 @@ class Codec:
             DataError: As `conversation`.
         """
         messages = _listed(messages, origin)
+        turns = _supervised(messages, first, supervise, origin)
         if supervise != "each":
             try:
                 return [self._tree(messages, first, origin, supervise, tools)]
             except AmbiguousTurnError:
-                turns = _supervised(messages, first, "each", origin)
-                if supervise != "assistant" or len(turns) < 2:
+                if len(turns) < 2:
                     raise
+                self._note("with a tree for each turn, as the chat template rewrites earlier turns", origin)
         conversation = self._conversation(messages, origin, tools)
-        turns = _supervised(messages, first, "each", origin)
-        trees = [self._spoken(conversation.first(turn + 1), [turn]) for turn in turns]
-        if len(trees) > 1 and supervise != "each":
-            self._note("with a tree for each turn, as the chat template rewrites earlier turns", origin)
-        return trees
+        return [self._turns.spoken(conversation.first(turn + 1), [turn]) for turn in turns]
 
     def pairs(
         self,
@@ -222,8 +208,8 @@ class Codec:
         return TextEncoder(self.tokenizer)
 
     @functools.cached_property
-    def _outlines(self) -> dict[object, Outline]:
-        return {}
+    def _turns(self) -> TurnEncoder:
+        return TurnEncoder(self.tokenizer, self._encoder)
 
     def _note(self, what: str, origin: str) -> None:
         self.noted.setdefault(what, {})[origin] = None
@@ -252,66 +238,9 @@ class Codec:
         """Encode `messages`; assistant turns before the `first` are not supervised."""
         turns = _supervised(messages, first, supervise, origin)
         conversation = self._conversation(messages, origin, tools)
-        if supervise != "all":
-            return self._spoken(conversation.first(turns[-1] + 1), turns)
-        text = conversation.whole(len(messages))
-        self._check(conversation, text, len(messages) - 1, range(len(messages)))
-        root, *rest = self._encoder.closed(self._encoder.plain(text))
-        return Tree((root,), (Branch(tuple(rest)),), origin)
-
-    def _spoken(self, conversation: Conversation, turns: Sequence[int]) -> Tree:
-        """Encode a conversation that ends with the last of the supervised `turns`."""
-        prompt = done = conversation.until(turns[0])
-        ids: list[int] = []
-        scored: list[bool] = []
-        for turn in turns:
-            before = conversation.until(turn)
-            gap = self._encoder.continued(conversation.after(done, before, turn))
-            done = conversation.whole(turn + 1)
-            written = conversation.after(before, done, turn)
-            spoken, rest = self._turn(conversation, turn, written)
-            if turn == turns[-1]:
-                spoken, rest = self._encoder.ended(spoken), []
-            ids += gap + spoken + rest
-            scored += [False] * len(gap) + [True] * len(spoken) + [False] * len(rest)
-        self._check(conversation, done, turns[-1], turns[-1:])
-        mask = None if all(scored) else tuple(scored)
-        return Tree(tuple(self._encoder.plain(prompt)), (Branch(tuple(ids), mask),), conversation.origin)
-
-    def _turn(self, conversation: Conversation, turn: int, written: str) -> tuple[list[int], list[int]]:
-        """Return the ids of a supervised turn up to its end, and of what the template writes behind."""
-        check_written(conversation, written, [turn], thoughts=True)
-        known = self._outline(conversation, turn, (turn,))
-        if known.missing:
-            raise left_out(conversation.origin, known.missing)
-        tail = known.tail
-        if tail is None or not written.endswith(tail):
-            own = [text for _, text in conversation.said[turn]][-1:]
-            tail = written.rpartition(own[0])[2] if own and own[0] in written else written
-        return self._encoder.turn(written, tail, self.turn_end)
-
-    def _check(
-        self, conversation: Conversation, text: str, turn: int | None, thoughtful: Collection[int]
-    ) -> None:
-        """Check that `text`, up to `turn` or as a prompt, says all that the conversation does.
-
-        Raises:
-            UnusableRowError: The template leaves out something; of turns that are not `thoughtful`, it may
-                leave out thoughts.
-        """
-        if what := self._outline(conversation, turn, thoughtful).missing:
-            raise left_out(conversation.origin, what)
-        check_tools(conversation, text)
-        for place in range(len(conversation.messages)):
-            check_written(conversation, text, [place], thoughts=place in thoughtful)
-
-    def _outline(self, conversation: Conversation, turn: int | None, thoughtful: Collection[int]) -> Outline:
-        key = conversation.shape, turn, tuple(thoughtful)
-        if key not in self._outlines:
-            if len(self._outlines) >= _SHAPES:
-                self._outlines.clear()
-            self._outlines[key] = outline(conversation, turn, thoughtful)
-        return self._outlines[key]
+        if supervise == "all":
+            return self._turns.all(conversation)
+        return self._turns.spoken(conversation.first(turns[-1] + 1), turns)
 
 
 def joined(prompt: Any, completion: Any, origin: str) -> tuple[list[Message], int]:
