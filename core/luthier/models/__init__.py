@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         load_config as load_config,
         load_whole as load_whole,
         quiet as quiet,
+        told as told,
     )
     from luthier.models.saved_adapters import adapter_readers as adapter_readers, peft_kind as peft_kind
     from luthier.models.saving import save_model as save_model
