@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     )
     from luthier.models.model_source import Source as Source, find_source as find_source
     from luthier.models.pretrained import (
+        MOST as MOST,
         from_pretrained as from_pretrained,
         load_config as load_config,
         load_whole as load_whole,

@@ -97,7 +97,7 @@ def load_whole(
         first.pop("quantization_config", None)
         first["device_map"] = {"": "meta"}
     model, found = from_pretrained(loader, base, **first)
-    if by_shapes:
+    if by_shapes and "gguf_file" not in options:
         floating = {name for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
         found["whole"] = floating & told(base, lambda: set(_whole_numbers(base, options.get("revision"))))
     if faults := _faults(found, beside):

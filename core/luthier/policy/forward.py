@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -36,15 +35,11 @@ class Forward(Protocol):
         """Return those, and (N, d), the hidden states that they were predicted from."""
 
 
-class _Headed(ABC):
+class _Headed(Forward):
     """The output head at the scored positions only."""
 
     def __init__(self, model: PreTrainedModel, head: Head) -> None:
         self.model, self.head = model, head
-
-    @abstractmethod
-    def hidden(self, pack: Pack, positions: torch.Tensor) -> torch.Tensor:
-        """See `Forward.hidden`."""
 
     def logprobs(self, pack: Pack) -> torch.Tensor:
         """See `Forward.logprobs`."""
