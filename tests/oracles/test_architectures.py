@@ -5,7 +5,7 @@ import torch
 import transformers as tf
 
 from helpers import plain_values, tiny_tokenizer
-from luthier import Branch, Pack, Tree, compose
+from luthier import Branch, ModelError, Pack, Tree, compose
 from luthier.adapters import adapted_layers
 from luthier.config import ModelConfig
 from luthier.models import load_model
@@ -133,3 +133,35 @@ def test_an_adapter_trains_is_folded_and_merged_as_peft_has_it(base, tmp_path):
     assert_five_digits(
         plain(tf.AutoModelForCausalLM.from_pretrained(tmp_path / "merged" / "model")), expected
     )
+
+
+READERS = {
+    "mamba": (
+        tf.MambaConfig,
+        {"hidden_size": 32, "num_hidden_layers": 2, "vocab_size": 300, "state_size": 4},
+    ),
+    "jamba": (
+        tf.JambaConfig,
+        {**GROUPED, "num_experts": 2, "use_mamba_kernels": False, "mamba_d_state": 4, "mamba_dt_rank": 4},
+    ),
+}
+
+
+@pytest.mark.parametrize("family", READERS)
+def test_an_adapter_on_a_layer_whose_weight_the_model_reads_is_refused_by_name(family, tmp_path):
+    cls, options = READERS[family]
+    torch.manual_seed(0)
+    tf.AutoModelForCausalLM.from_config(cls(**options, **ENDS)).save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    ours = loaded(tmp_path)
+    LoRA(rank=2).attach(ours.model, torch.Generator())
+    with pytest.raises(
+        ModelError, match=r"reads the weight of .*layers\.0\.\w+\.dt_proj itself, .*adapter.targets"
+    ):
+        policy_of(ours, fused=True)
+    ours = loaded(tmp_path)
+    LoRA(rank=2, targets=["in_proj"]).attach(ours.model, torch.Generator())
+    moved(ours.model)
+    expected = plain(ours.model)
+    with torch.no_grad():
+        assert_five_digits(policy_of(ours, fused=True).logprobs(Pack.of(trees())).values, expected)

@@ -23,13 +23,27 @@ class AdaptedLinear(Adapted, ABC):
     """A linear layer, quantised or not, whose function is changed by a few weights of its own.
 
     Attributes:
+        name: What the model calls it.
         in_features: d_in.
         out_features: d_out.
     """
 
     def __init__(self, base: nn.Module) -> None:
         super().__init__(base)
+        self.name = "a layer"
         self.in_features, self.out_features = linear_shape(base)
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """Refused: a model that reads it computes past the adapter, as Mamba's layers do.
+
+        Raises:
+            ModelError: Always.
+        """
+        raise ModelError(
+            f"the model reads the weight of {self.name} itself, which an adapter does not change: leave such "
+            "layers out of adapter.targets"
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map x (…, d_in) to (…, d_out)."""
@@ -122,6 +136,7 @@ class LinearAdapter(PeftAdapter):
         bases = {name: model.get_submodule(name) for name in select(model, self.targets)}
         model.requires_grad_(False)
         for name, layer in self.wrap_all(bases, generator).items():
+            layer.name = name
             replace(model, name, layer.train(bases[name].training))
 
     def peft_config(self, model: nn.Module) -> dict[str, Any]:

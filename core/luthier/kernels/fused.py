@@ -138,8 +138,8 @@ def _run_mlp(module: Any, gate: str, up: str, down: str, act: str, x: Tensor) ->
     if torch.is_autocast_enabled(x.device.type) or not all(_frozen(part, bias=False) for part in parts):
         out: Tensor = type(module).forward(module, x)
     else:
-        rows = FrozenGatedMLP.apply(x, *(part.weight for part in parts), getattr(module, act))  # type: ignore[no-untyped-call]
-        out = rows.view(x.shape)
+        weights = (part.weight for part in parts)
+        out = FrozenGatedMLP.apply(x, *weights, getattr(module, act)).view(x.shape)  # type: ignore[no-untyped-call]
     return out
 
 
@@ -147,7 +147,7 @@ def _run_linear(module: Any, x: Tensor) -> Tensor:
     if torch.is_autocast_enabled(x.device.type) or module.weight.requires_grad or x.dtype != torch.float32:
         out: Tensor = type(module).forward(module, x)
     else:
-        rows = FrozenLinear.apply(x, module.weight, module.bias)  # type: ignore[no-untyped-call]
+        rows: Tensor = FrozenLinear.apply(x, module.weight, module.bias)  # type: ignore[no-untyped-call]
         out = rows.view(*x.shape[:-1], -1)
     return out
 

@@ -15,10 +15,12 @@ if TYPE_CHECKING:
     )
     from luthier.models.model_source import Source as Source, find_source as find_source
     from luthier.models.pretrained import (
+        MOST as MOST,
         from_pretrained as from_pretrained,
         load_config as load_config,
         load_whole as load_whole,
         quiet as quiet,
+        told as told,
     )
     from luthier.models.saved_adapters import adapter_readers as adapter_readers, peft_kind as peft_kind
     from luthier.models.saving import save_model as save_model

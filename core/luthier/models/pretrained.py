@@ -97,7 +97,7 @@ def load_whole(
         first.pop("quantization_config", None)
         first["device_map"] = {"": "meta"}
     model, found = from_pretrained(loader, base, **first)
-    if by_shapes:
+    if by_shapes and "gguf_file" not in options:
         floating = {name for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
         found["whole"] = floating & told(base, lambda: set(_whole_numbers(base, options.get("revision"))))
     if faults := _faults(found, beside):
@@ -146,7 +146,7 @@ def weight_files(base: str, revision: str | None) -> list[str]:
 
 
 def told(base: str, load: Callable[[], Any]) -> Any:
-    """Return ``load()``, in which transformers reads a part of `base`.
+    """Return ``load()``, in which transformers reads or runs a part of `base`.
 
     Raises:
         ModelError, LuthierError: As of `from_pretrained`.
@@ -165,7 +165,7 @@ def _reason(base: str, error: Exception) -> str:
     if "trust_remote_code" in said:
         return "needs code that comes with the checkpoint, which Luthier never runs; choose another model"
     if Path(base).is_dir() or not isinstance(error, OSError):
-        return f"transformers cannot load it: {said[:300]}"
+        return f"transformers cannot use it: {said[:300]}"
     return (
         "is neither a folder here nor a name the Hugging Face hub gives us now. Expected a transformers "
         "folder, a hub name such as 'HuggingFaceTB/SmolLM2-135M-Instruct', a .gguf file or a run folder. "

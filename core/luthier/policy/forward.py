@@ -35,11 +35,24 @@ class Forward(Protocol):
         """Return those, and (N, d), the hidden states that they were predicted from."""
 
 
-class TreeForward:
-    """All trees in one row; nothing is computed twice."""
+class _Headed(Forward):
+    """The output head at the scored positions only."""
 
     def __init__(self, model: PreTrainedModel, head: Head) -> None:
         self.model, self.head = model, head
+
+    def logprobs(self, pack: Pack) -> torch.Tensor:
+        """See `Forward.logprobs`."""
+        return self.both(pack)[0]
+
+    def both(self, pack: Pack) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `Forward.both`."""
+        hidden = self.hidden(pack, pack.positions)
+        return self.head.logprobs(hidden, pack.targets), hidden
+
+
+class TreeForward(_Headed):
+    """All trees in one row; nothing is computed twice."""
 
     def attach(self) -> None:
         """Switch to tree attention; refuse chunked attention, which only the model's own mask knows."""
@@ -54,21 +67,11 @@ class TreeForward:
         )
         return out.last_hidden_state[0].index_select(0, positions)  # type: ignore[no-any-return]
 
-    def logprobs(self, pack: Pack) -> torch.Tensor:
-        """See `Forward.logprobs`."""
-        return self.both(pack)[0]
-
-    def both(self, pack: Pack) -> tuple[torch.Tensor, torch.Tensor]:
-        """See `Forward.both`."""
-        hidden = self.hidden(pack, pack.positions)
-        return self.head.logprobs(hidden, pack.targets), hidden
-
 
 class _Padded:
     """Every path from a root to a leaf is a padded row of a batch; prompts are repeated for each child."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        self.model = model
+    model: PreTrainedModel
 
     def attach(self) -> None:
         """Switch to the model's own attention."""
@@ -81,25 +84,15 @@ class _Padded:
         return out.last_hidden_state.flatten(0, 1).index_select(0, places[positions])  # type: ignore[no-any-return]
 
 
-class PaddedForward(_Padded):
+class PaddedForward(_Padded, _Headed):
     """Padded rows, and the head at the scored positions only."""
-
-    def __init__(self, model: PreTrainedModel, head: Head) -> None:
-        super().__init__(model)
-        self.head = head
-
-    def logprobs(self, pack: Pack) -> torch.Tensor:
-        """See `Forward.logprobs`."""
-        return self.both(pack)[0]
-
-    def both(self, pack: Pack) -> tuple[torch.Tensor, torch.Tensor]:
-        """See `Forward.both`."""
-        hidden = self.hidden(pack, pack.positions)
-        return self.head.logprobs(hidden, pack.targets), hidden
 
 
 class PaddedLogits(_Padded):
     """Padded rows through the model's own head, for heads that are not one linear map."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
 
     def logprobs(self, pack: Pack) -> torch.Tensor:
         """See `Forward.logprobs`."""

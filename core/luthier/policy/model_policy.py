@@ -11,7 +11,7 @@ import torch
 
 from luthier.errors import LuthierError, ModelError
 from luthier.kernels import fuse, widen
-from luthier.models import ScoreHead, head_of
+from luthier.models import ScoreHead, head_of, told
 from luthier.policy.attention import use_native
 from luthier.policy.forward import Forward, PaddedForward, PaddedLogits, TreeForward
 from luthier.policy.head import Head
@@ -137,11 +137,8 @@ class ModelPolicy:
         """
         with undisturbed(self.model), self.autocast():
             pack = _probe(self.model, self.device)
-            try:
-                expected = self._plain(pack)
-            except Exception as error:  # a config may be wrong in what only a forward pass reads
-                name, said = type(self.model).__name__, " ".join(str(error).split())[:200]
-                raise ModelError(f"{name} cannot run as its config.json describes it: {said}") from error
+            # A config may be wrong in what only a forward pass reads.
+            expected = told(type(self.model).__name__, lambda: self._plain(pack))
             faults = []
             for forward in self._candidates():
                 fault = self._fault(forward, pack, expected)

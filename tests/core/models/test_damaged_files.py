@@ -236,18 +236,18 @@ def test_shards(sharded):
         ({"num_hidden_layers": 10**15}, "num_hidden_layers=1000000000000000; no model"),
         ({"num_labels": 10**9}, "num_labels=1000000000; no model has more than 2048"),
         ({"text_config": {"num_experts": 10**9}}, "num_experts=1000000000; no model has more"),
-        ({"num_attention_heads": 0, "head_dim": None}, "transformers cannot load it"),
-        ({"num_attention_heads": -1}, "transformers cannot load it"),
-        ({"num_key_value_heads": 0}, "transformers cannot load it|another shape"),
-        ({"hidden_size": -8}, "transformers cannot load it"),
-        ({"vocab_size": -1}, "transformers cannot load it"),
-        ({"hidden_size": 0}, "transformers cannot load it|another shape"),
-        ({"model_type": None}, "transformers cannot load it"),
-        ({"model_type": "lama"}, "transformers cannot load it|needs code"),
+        ({"num_attention_heads": 0, "head_dim": None}, "transformers cannot use it"),
+        ({"num_attention_heads": -1}, "transformers cannot use it"),
+        ({"num_key_value_heads": 0}, "transformers cannot use it|another shape"),
+        ({"hidden_size": -8}, "transformers cannot use it"),
+        ({"vocab_size": -1}, "transformers cannot use it"),
+        ({"hidden_size": 0}, "transformers cannot use it|another shape"),
+        ({"model_type": None}, "transformers cannot use it"),
+        ({"model_type": "lama"}, "transformers cannot use it|needs code"),
         ({"quantization_config": "nf4"}, "is damaged: expected a table"),
         ({"quantization_config": [1]}, "is damaged: expected a table"),
         ({"vocab_size": 10**15}, "of another shape: 2"),
-        ({"max_position_embeddings": None}, "transformers cannot load it"),
+        ({"max_position_embeddings": None}, "transformers cannot use it"),
     ],
 )
 def test_configs_that_describe_no_model_are_told_before_any_is_built(base, tmp_path, options, told):
@@ -267,9 +267,7 @@ def test_what_only_a_forward_pass_finds_is_one_line(tmp_path, heads):
     tiny_tokenizer().save_pretrained(tmp_path)
     table = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**table, "n_head": heads}))
-    with pytest.raises(
-        ModelError, match=r"GPT2LMHeadModel cannot run as its config.json describes it"
-    ) as error:
+    with pytest.raises(ModelError, match=r"GPT2LMHeadModel: transformers cannot use it") as error:
         policy_of(load_model(ModelConfig(path=str(tmp_path), device="cpu"), train_base=False), fused=True)
     assert "\n" not in str(error.value)
 

@@ -1,8 +1,10 @@
 """Loading models from everywhere a person may name, and saving them so that they read back."""
 
+import contextlib
 import importlib.util
 import json
 import pickle
+import random
 import shutil
 
 import pytest
@@ -491,6 +493,24 @@ def test_damaged_gguf_files_are_told(gguf_file):
     for content in (b"", b"no gguf at all", whole[: len(whole) // 2]):
         gguf_file.write_bytes(content)
         with pytest.raises(ModelError, match=r"tiny.gguf is damaged or no GGUF file"):
+            gguf.gguf_folder(gguf_file)
+
+
+@pytest.mark.slow
+def test_gguf_files_with_a_turned_bit_are_read_as_they_are_or_refused(gguf_file):
+    """Names, sizes and kinds stand at the front, the places of tensors before the first of those."""
+    whole = gguf_file.read_bytes()
+    start = pytest.importorskip("gguf").GGUFReader(gguf_file).data_offset
+    drawn = random.Random(0)
+    for place in [*drawn.sample(range(600), 40), *drawn.sample(range(start - 1200, start), 40)]:
+        turned = bytearray(whole)
+        turned[place] ^= 1 << drawn.randrange(8)
+        gguf_file.write_bytes(turned)
+        with contextlib.suppress(ModelError):
+            gguf.gguf_folder(gguf_file)
+    for length in drawn.sample(range(len(whole)), 20):
+        gguf_file.write_bytes(whole[:length])
+        with pytest.raises(ModelError):
             gguf.gguf_folder(gguf_file)
 
 

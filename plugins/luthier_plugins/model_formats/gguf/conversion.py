@@ -14,8 +14,11 @@ from typing import Any
 import torch
 
 from luthier.errors import ModelError
-from luthier.models import from_pretrained, load_whole, save_model
+from luthier.models import MOST, from_pretrained, load_whole, save_model
 from luthier.system import sha256_of, written_whole
+
+_COUNTS = (".block_count", ".expert_count")
+"""What there are modules for; each is built before a weight is read."""
 
 
 def cache_folder() -> Path:
@@ -71,7 +74,7 @@ def _convert(file: Path, fresh: Path) -> None:
     with contextlib.redirect_stderr(io.StringIO()):
         tokenizer = from_pretrained(AutoTokenizer, str(file.parent), gguf_file=file.name)
         options: dict[str, Any] = {"gguf_file": file.name, "dtype": torch.float32}
-        model = load_whole(AutoModelForCausalLM, str(file.parent), by_shapes=False, **options)
+        model = load_whole(AutoModelForCausalLM, str(file.parent), **options)
     _clear_quantiser(model)
     save_model(model, tokenizer, fresh, dtype)
 
@@ -89,8 +92,12 @@ def _dtype(file: Path) -> torch.dtype:
     from gguf import GGUFReader
 
     try:
-        tensors = GGUFReader(file).tensors
+        reader = GGUFReader(file)
+        counts = {n: int(f.parts[-1][0]) for n, f in reader.fields.items() if n.endswith(_COUNTS)}
     except Exception as error:  # of a damaged file, the reader says so in its own ways
         raise ModelError(f"{file} is damaged or no GGUF file ({error}); download it again") from error
-    kinds = {tensor.tensor_type.name for tensor in tensors if len(tensor.shape) > 1}
+    for name, count in counts.items():
+        if count > MOST:
+            raise ModelError(f"{file} is damaged: it has {name}={count}; no model has more than {MOST}")
+    kinds = {tensor.tensor_type.name for tensor in reader.tensors if len(tensor.shape) > 1}
     return torch.float32 if kinds == {"F32"} else torch.bfloat16
