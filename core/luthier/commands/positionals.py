@@ -47,7 +47,8 @@ class CommandLine:
 
     def sources(self) -> list[Path]:
         """Return every folder of configs of one's own: a file's is one."""
-        return [Path(folder) for folder in (*self.folders, *([Path(self.file).parent] if self.file else []))]
+        beside = [os.path.dirname(self.file)] if self.file else []
+        return [Path(folder) for folder in (*self.folders, *beside)]
 
 
 class _Flags(argparse.ArgumentParser):
