@@ -47,8 +47,8 @@ class CommandLine:
 
     def sources(self) -> list[Path]:
         """Return every folder of configs of one's own: a file's is one."""
-        beside = [] if self.file is None else [Path(self.file).parent]
-        return [*map(Path, self.folders), *beside]
+        beside = [os.path.dirname(self.file)] if self.file else []
+        return [Path(folder) for folder in (*self.folders, *beside)]
 
 
 class _Flags(argparse.ArgumentParser):

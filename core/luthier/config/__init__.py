@@ -21,7 +21,6 @@ if TYPE_CHECKING:
         PluginsConfig as PluginsConfig,
         ReferenceConfig as ReferenceConfig,
         ScheduleConfig as ScheduleConfig,
-        ScoringConfig as ScoringConfig,
     )
     from luthier.config.renamed import renamed_options as renamed_options
     from luthier.config.typed_options import quoted as quoted

@@ -16,7 +16,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
@@ -25,7 +25,7 @@ from luthier.config.hydra_node import GuardedLoader
 from luthier.config.own_file import OwnFile, read_own
 from luthier.config.typed_options import typed, types
 from luthier.config.validation import validate
-from luthier.contracts import KINDS, options_of
+from luthier.contracts import KINDS
 from luthier.errors import LuthierError
 from luthier.registry import Catalogue, catalogue, command, composed_commands, node
 
@@ -151,14 +151,6 @@ def opened(verb: str, overrides: Iterable[str], several: bool = False) -> list[s
 
 def known_keys(verb: str) -> list[str]:
     """Return every key and group that an override of `verb` may start with, dotted, whatever is selected."""
-    keys = [kind.group for kind in KINDS.values()] + ["recipe", "hydra"]
-    keys += [f"{KINDS[m.kind].package(m.name)}.{key}" for m in catalogue().all() for key in options_of(m.cls)]
-    plain: Any = OmegaConf.to_container(OmegaConf.structured(command(verb).options), throw_on_missing=False)
-    return keys + list(_dotted(plain))
-
-
-def _dotted(tree: dict[Any, Any], prefix: str = "") -> Iterator[str]:
-    for key, value in tree.items():
-        yield f"{prefix}{key}"
-        if isinstance(value, dict):
-            yield from _dotted(value, f"{prefix}{key}.")
+    keys = [key for key in types(verb) if not key.startswith("eval_")]
+    nodes = {key.rpartition(".")[0] for key in keys} - {""}
+    return [*(kind.group for kind in KINDS.values()), "recipe", "hydra", *sorted(nodes), *keys]

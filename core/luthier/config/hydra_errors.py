@@ -27,7 +27,7 @@ FORM = "expected OPTION=VALUE; a VALUE with = or brackets inside needs quotes of
 PRIMARY = "the command"
 """What the primary config is called."""
 IN_FILE = re.compile(r"In '([^']+)': (\w+ raised while composing config:\n)?")
-UNREAD = re.compile(r"Key '[^']+' not in '\w+'")
+UNREAD = re.compile(r"Key '[^']+' not in '\w+'\s+full_key: (\S+)")
 MISSING = re.compile(r"Missing mandatory value: (\S+)")
 SYNONYMS = Path(__file__).with_name("synonyms.json")
 """What PEFT, TRL, transformers and Axolotl call it → what it is called here; for suggestions alone."""
@@ -69,7 +69,8 @@ def explain(error: Exception, known: Sequence[str], file: object = None) -> Luth
         return ConfigError(f"{file or 'a config'} is no text in UTF-8: {text}")
     if match := IN_FILE.match(text):
         where = file if match[1] == PRIMARY else match[1]
-        told = explain(type(error)(text[match.end() :]), known)
+        cause = UNREAD.sub(r"Could not override '\1'", text[match.end() :])
+        told = explain(type(error)(cause), known)
         return type(told)(f"{where}: {told}" if where else str(told))
     if match := UNKNOWN_CHOICE.search(text):
         return _unknown_choice(match[1], match[2], AVAILABLE.findall(match[3]))
@@ -83,7 +84,7 @@ def explain(error: Exception, known: Sequence[str], file: object = None) -> Luth
         group = match[1].split("@")[0]
         choices = ", ".join(AVAILABLE.findall(text))
         return ConfigError(f"'{group}' must be chosen, e.g. {group}=NAME; known: {choices}")
-    if match := UNKNOWN_KEY.search(text) or (UNREAD.search(text) and FULL_KEY.search(text)):
+    if match := UNKNOWN_KEY.search(text):
         return ConfigError(f"unknown option '{match[1]}': {_near(match[1], known)}")
     if match := WRONG_TYPE.search(text):
         cause = _first_line(error.__cause__ or error)

@@ -27,15 +27,6 @@ class EvaluationConfig:
 
 
 @dataclass
-class ScoringConfig:
-    """How the held-out tasks of a merge are answered."""
-
-    generate: bool = option(True, "Answer the held-out prompts and count the answers that are right.")
-    max_new_tokens: int = option(64, "Tokens an answer may have.")
-    batch_size: int = option(32, "Prompts answered at a time.")
-
-
-@dataclass
 class ReferenceConfig:
     """What an objective with a reference (dpo, ipo, kto) compares with; measured once, before training."""
 

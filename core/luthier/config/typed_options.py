@@ -44,7 +44,9 @@ def typed(override: str, known: Mapping[str, list[Any]], several: bool) -> str:
     """
     name, equals, value = override.partition("=")
     key = name.lstrip("+")
-    tables = [hint for at in _above(key) for hint in known.get(at, ()) if get_origin(hint) in (dict, Mapping)]
+    tables = [
+        hint for at in _upwards(key) for hint in known.get(at, ()) if get_origin(hint) in (dict, Mapping)
+    ]
     hints = known.get(key) or [get_args(hint)[1] for hint in tables]
     text = bool(hints) and all(hint in (*TEXT, *OPTIONAL) for hint in hints)
     if equals and text and not (several and CALL.fullmatch(value)):
@@ -80,7 +82,7 @@ def _declared(cls: type[Any], prefix: str) -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{field.name}", hints[field.name]
 
 
-def _above(key: str) -> list[str]:
-    """Return what holds `key`, dotted, from the innermost one."""
+def _upwards(key: str) -> list[str]:
+    """Return `key` and what holds it, dotted, from the innermost one."""
     parts = key.split(".")
-    return [".".join(parts[:count]) for count in range(len(parts) - 1, 0, -1)]
+    return [".".join(parts[:count]) for count in range(len(parts), 0, -1)]

@@ -40,7 +40,7 @@ def test_the_quickstart_recipe_sets_what_it_says():
         ("+extra=1", r"nothing reads 'extra'"),
         ("batch_size", r"'batch_size' is no override: expected OPTION=VALUE"),
         ("=3", r"'=3' is no override: expected OPTION=VALUE"),
-        ("run_dir=a=b", r"'run_dir=a=b' is no override: .* needs quotes"),
+        ("batch_size=a=b", r"'batch_size=a=b' is no override: .* needs quotes"),
         ("adapter=null", r"adapter=null: expected the name of one of dora, .*lora"),
         ("+adapter=full", r"adapter is chosen already: write adapter=NAME without the \+"),
         ("tracker=[metrics,wand]", r"unknown tracker 'wand': did you mean 'wandb'\?"),

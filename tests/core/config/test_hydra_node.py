@@ -9,7 +9,7 @@ from hydra.types import RunMode
 import forked
 from luthier import ConfigError, compose
 from luthier.commands.cli import dispatch
-from luthier.config import session
+from luthier.config import PRIMARY, prepare, session
 
 DATA = ["data=jsonl", "data.path=x.jsonl", "model.path=m"]
 TARGET = "+hydra.callbacks.x._target_=torch.load"
@@ -90,7 +90,9 @@ def test_what_would_reach_hydra_is_one_line(folder, words, told, several):
 def test_what_a_file_puts_into_hydra_is_one_line_that_names_it(folder, recipe, several):
     words = ["-m", f"recipe={recipe},quickstart"] if several else [f"recipe={recipe}"]
     file = "plain" if recipe == "by_defaults" else "llama3_8b" if recipe == "of_a_preset" else recipe
-    told = rf"/{file}\.yaml: \S+ (cannot be set|names code to call)|{file}': Overriding hydra.searchpath"
+    told = (
+        rf"/{file}\.yaml: \S+ (cannot be set|names code to call)|^recipe/{file}: Overriding hydra.searchpath"
+    )
     with pytest.raises(ConfigError, match=told):
         dispatch(["train", "--config-dir", str(folder), *DATA, *words])
 
@@ -111,9 +113,10 @@ def test_python_is_refused_alike(folder):
 
 def test_what_a_sweeper_makes_of_its_parameters_is_refused_too(folder):
     """A sweeper hands its jobs overrides that nobody typed."""
-    with session([]) as app, pytest.raises(ConfigError, match="names code to call"):
+    prepare()
+    with session("train", DATA) as app, pytest.raises(ConfigError, match="names code to call"):
         app.config_loader.load_sweep_config(
-            app.compose_config("train", DATA, RunMode.MULTIRUN), [*DATA, TARGET]
+            app.compose_config(PRIMARY, DATA, RunMode.MULTIRUN), [*DATA, TARGET]
         )
 
 
@@ -123,8 +126,8 @@ def test_folders_launchers_and_sweepers_are_free(folder):
         "hydra: {sweep: {dir: there, subdir: 'job${hydra.job.num}'}, sweeper: {params: {seed: '1,2'}}}\n"
     )
     words = ["recipe=sweep", "hydra/sweeper=basic", "hydra.sweeper.max_batch_size=2", *DATA]
-    with session([folder]) as app:
-        node = app.compose_config("train", words, RunMode.MULTIRUN).hydra
+    with session("train", words, folders=[folder]) as app:
+        node = app.compose_config(PRIMARY, words, RunMode.MULTIRUN).hydra
     assert (node.sweep.dir, node.sweeper.max_batch_size, node.sweeper.params.seed) == ("there", 2, "1,2")
 
 

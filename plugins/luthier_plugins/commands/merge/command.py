@@ -6,7 +6,16 @@ from types import EllipsisType
 from typing import Any, ClassVar
 
 from luthier import Command, Register, hookimpl, option
-from luthier.config import PluginsConfig, ScoringConfig
+from luthier.config import PluginsConfig
+
+
+@dataclass
+class ScoringConfig:
+    """How the held-out tasks of a merge are answered."""
+
+    generate: bool = option(True, "Answer the held-out prompts and count the answers that are right.")
+    max_new_tokens: int = option(64, "Tokens an answer may have.")
+    batch_size: int = option(32, "Prompts answered at a time.")
 
 
 @dataclass
