@@ -6,11 +6,7 @@ from luthier.faces import attach
 
 if TYPE_CHECKING:
     from luthier.adapters.adapted_module import (
-        Adapted as Adapted,
-        AdaptedModule as AdaptedModule,
-        OwnValue as OwnValue,
         ParameterChange as ParameterChange,
-        TokenRows as TokenRows,
         adapted_modules as adapted_modules,
         base_of as base_of,
         change as change,

@@ -194,7 +194,7 @@ def _name_left_out(model: nn.Module) -> None:
     left = [name for name in stacks(model) if name.replace(".base.", ".") not in trained]
     if left:
         names = ",".join(sorted({_short(name) for name in left}))
-        log.info(
+        log.warning(
             "experts that nothing trains: %d stacks, such as %s; adapter.target_parameters=[%s] with "
             "adapter.dropout=0 trains them", len(left), left[0], names,
         )  # fmt: skip
