@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import multiprocessing
 import os
 import sys
@@ -22,7 +23,8 @@ from luthier import config
 from luthier.commands import cli
 from luthier.errors import LuthierError
 from luthier.registry import catalogue, command
-from luthier.runs import resumed_run
+from luthier.runs import resumed_run, write_status
+from luthier.system import locked
 
 # The server's socket is in the folder for temporary files, and its path has room for some hundred characters.
 START = "forkserver" if sys.platform == "linux" and len(os.fsencode(tempfile.gettempdir())) < 60 else "spawn"
@@ -41,7 +43,7 @@ def launch(verb: str, overrides: list[str]) -> int:
     """
     config.prepare()
     if _beside_hydra(overrides):
-        with _in_one_line(verb):
+        with in_one_line(verb):
             command(verb).run(config.compose(verb, overrides))
         return 0
     # Hydra would print its own, longer account of an error and exit with status 1.
@@ -49,8 +51,9 @@ def launch(verb: str, overrides: list[str]) -> int:
     jobs = _Jobs(verb)
     entry = hydra.main(version_base=config.VERSION_BASE, config_path=config.CONFIG_PATH, config_name=verb)
     before, sys.argv = sys.argv, [f"luthier {verb}", *config.opened(overrides)]
+    OmegaConf.register_new_resolver("sweep_folder", _sweep_folder, use_cache=True, replace=True)
     try:
-        with _in_one_line(verb):
+        with jobs.held, in_one_line(verb):
             entry(jobs)()
     finally:
         sys.argv = before
@@ -62,7 +65,7 @@ def launch(verb: str, overrides: list[str]) -> int:
 
 
 @contextlib.contextmanager
-def _in_one_line(verb: str) -> Iterator[None]:
+def in_one_line(verb: str) -> Iterator[None]:
     """Raise what Hydra says of a config, or the system of a file, as one line."""
     try:
         yield
@@ -87,6 +90,16 @@ def _beside_hydra(overrides: list[str]) -> bool:
     return bool(resumed) or int(os.environ.get("RANK", "0")) > 0
 
 
+def _sweep_folder(named: str) -> str:
+    """Make the folder of a multirun, with a number where one of the same second has that name."""
+    for number in itertools.count(1):
+        folder = Path(named if number == 1 else f"{named}-{number}")
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir(parents=True)
+            break
+    return str(folder)
+
+
 class _Jobs:
     """The task function Hydra calls once a job; remembers the run folders and which failed."""
 
@@ -95,17 +108,17 @@ class _Jobs:
         self.folders: list[tuple[list[str], Path]] = []
         self.failed: list[Path] = []
         self.error: LuthierError | None = None
+        self.held = contextlib.ExitStack()
 
     def __call__(self, composed: DictConfig) -> None:
-        settings = HydraConfig.get()
-        folder = Path(settings.runtime.output_dir)
-        if settings.mode != RunMode.MULTIRUN:
-            self._here(composed, folder)
-            return
-        composed.run_dir = str(folder)
-        self.folders.append((list(settings.overrides.task), folder))
-        if self._in_own_process(composed) != 0:
-            self.failed.append(folder)
+        """Run a job; Hydra would print its own lines about an error, so it is kept."""
+        folder = Path(HydraConfig.get().runtime.output_dir)
+        run = self._job if HydraConfig.get().mode == RunMode.MULTIRUN else self._here
+        try:
+            with in_one_line(self.verb):
+                run(composed, folder)
+        except LuthierError as error:
+            self.error = error
 
     def labelled(self) -> list[tuple[str, Path]]:
         """Return, for every job, the overrides that not all jobs share, and its folder."""
@@ -116,22 +129,41 @@ class _Jobs:
         ]
 
     def _here(self, composed: DictConfig, folder: Path) -> None:
-        """Run the only job in this process; Hydra would print its own lines about an error, so it is kept."""
-        try:
-            config.validate(self.verb, composed)
-            if command(self.verb).single is None:
-                composed.run_dir = str(folder)
-            with _in_one_line(self.verb):
-                command(self.verb).run(composed)
-        except LuthierError as error:
-            self.error = error
+        """Run the only job in this process."""
+        config.validate(self.verb, composed)
+        if command(self.verb).single is None and Path(composed.run_dir).absolute() != folder:
+            composed.run_dir = str(folder)
+        command(self.verb).run(composed)
 
-    def _in_own_process(self, composed: DictConfig) -> int:
+    def _job(self, composed: DictConfig, folder: Path) -> None:
+        """Run one of several jobs, its status in its folder; those after an error are left out."""
+        settings = HydraConfig.get()
+        overrides = list(settings.overrides.task)
+        if self.error:
+            return
+        if not self.folders:
+            self._hold(Path(settings.sweep.dir))
+        composed.run_dir = str(folder)
+        self.folders.append((overrides, folder))
+        write_status(folder, overrides, "running")  # what an earlier multirun left is not this one's
+        if self._in_own_process(composed, overrides) != 0:
+            self.failed.append(folder)
+
+    def _hold(self, sweep: Path) -> None:
+        """Hold the folder of the multirun until it ends; where a file system has no locks, it is not."""
+        with contextlib.suppress(OSError):
+            try:
+                self.held.enter_context(locked(sweep))
+            except BlockingIOError as error:
+                what = f"{sweep} is in use by a multirun that has not ended; choose another"
+                raise LuthierError(what) from error
+
+    def _in_own_process(self, composed: DictConfig, overrides: list[str]) -> int:
         """Run a job in a process of its own: nothing of it — memory, seeds, hooks — reaches the next one."""
         plain: Any = OmegaConf.to_container(composed, resolve=True)
         context: Any = multiprocessing.get_context(START)
         context.set_forkserver_preload([PRELOADED])
-        process = context.Process(target=cli.run_job, args=(self.verb, plain, dict(os.environ)))
+        process = context.Process(target=cli.run_job, args=(self.verb, plain, overrides, dict(os.environ)))
         process.start()
         process.join()
         return int(process.exitcode)

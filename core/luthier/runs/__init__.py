@@ -10,9 +10,11 @@ if TYPE_CHECKING:
         SUMMARY as SUMMARY,
         finished as finished,
         hooks as hooks,
+        remove_leftovers as remove_leftovers,
         run_folder as run_folder,
         write_config as write_config,
     )
+    from luthier.runs.job import STATUS as STATUS, job_status as job_status, write_status as write_status
     from luthier.runs.report import (
         EvaluationReport as EvaluationReport,
         Sample as Sample,

@@ -133,8 +133,6 @@ class Checkpoints:
         for step in self.steps():
             if step not in kept and step != best:
                 shutil.rmtree(self.folder(step), ignore_errors=True)
-        for leftover in self.root.glob(".step-*"):
-            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def fault_of(folder: Path) -> str:

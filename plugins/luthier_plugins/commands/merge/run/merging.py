@@ -16,13 +16,13 @@ from luthier import config as configs
 from luthier.contracts import Merger
 from luthier.errors import ConfigError, ModelError
 from luthier.runs import SUMMARY, as_json, run_folder, versions, write_json
-from luthier.system import DTYPES, Processes, anonymous_bytes
+from luthier.system import DTYPES, Processes
 from luthier_plugins.commands.merge.io.adapters import merge_into_adapter
 from luthier_plugins.commands.merge.io.hashes import hashing
 from luthier_plugins.commands.merge.io.inputs import MergeInput
 from luthier_plugins.commands.merge.io.journal import Journal, digest_of
 from luthier_plugins.commands.merge.io.shard_writer import Layout, ShardWriter, lay_out, write_index
-from luthier_plugins.commands.merge.plan.limits import check_disk, check_loading, room_for
+from luthier_plugins.commands.merge.plan.limits import anonymous_bytes, check_disk, check_loading, room_for
 from luthier_plugins.commands.merge.plan.options import check_options, open_models
 from luthier_plugins.commands.merge.plan.tensors import MergePlan, plan_merge
 from luthier_plugins.commands.merge.plan.tokenizer import compare_tokenizers
