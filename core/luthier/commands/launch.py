@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import multiprocessing
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -18,12 +19,13 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from safetensors import SafetensorError
 
 from luthier import config
 from luthier.commands import cli
 from luthier.errors import LuthierError
 from luthier.registry import catalogue, command
-from luthier.runs import resumed_run, write_status
+from luthier.runs import resumed_run, supervised, write_status
 from luthier.system import locked
 
 # The server's socket is in the folder for temporary files, and its path has room for some hundred characters.
@@ -73,6 +75,8 @@ def in_one_line(verb: str) -> Iterator[None]:
         raise config.explain(error, config.known_keys(verb)) from error
     except OSError as error:
         raise LuthierError(f"{error.filename or 'a file'}: {error.strerror or error}") from error
+    except SafetensorError as error:
+        raise LuthierError(f"a file of weights cannot be read or written: {error}") from error
 
 
 def _beside_hydra(overrides: list[str]) -> bool:
@@ -164,6 +168,18 @@ class _Jobs:
         context: Any = multiprocessing.get_context(START)
         context.set_forkserver_preload([PRELOADED])
         process = context.Process(target=cli.run_job, args=(self.verb, plain, overrides, dict(os.environ)))
-        process.start()
-        process.join()
-        return int(process.exitcode)
+
+        def start() -> Any:
+            process.start()
+            return process
+
+        def wait(process: Any) -> int:
+            process.join()
+            return int(process.exitcode)
+
+        status, stopped = supervised(start, wait)
+        if stopped:
+            what = f"stopped by {signal.Signals(stopped).name} in job {len(self.folders) - 1} of the multirun"
+            self.error = LuthierError(f"{what}; those after it were not begun. Repeat it with resume=auto")
+            self.error.status = 128 + stopped
+        return status

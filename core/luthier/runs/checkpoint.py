@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from luthier.errors import LuthierError
+from luthier.runs.folder import writing
 from luthier.runs.state import Snapshot
 from luthier.system import sha256_of, written_whole
 
@@ -78,7 +78,8 @@ class Checkpoints:
             LuthierError: The disk is full or cannot be written; the earlier checkpoints are untouched.
         """
         folder = self.folder(step)
-        try:
+        left = f"that of step {kept[-1]} is kept" if (kept := self.steps()) else "there is none before it"
+        with writing(folder, left):
             with written_whole(folder) as fresh:
                 for name, tensors in snapshot.tensors.items():
                     save_file(tensors, fresh / f"{name}.safetensors")
@@ -93,10 +94,6 @@ class Checkpoints:
                 for path in (*files, fresh / MANIFEST, fresh):
                     _flush(path)
             _flush(self.root)
-        except (OSError, SafetensorError) as error:
-            left = f"that of step {kept[-1]} is kept" if (kept := self.steps()) else "there is none before it"
-            said = getattr(error, "strerror", None) or str(error)
-            raise LuthierError(f"{folder}: the checkpoint cannot be written: {said}; {left}") from error
         self._prune(step, best)
         return folder
 

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from safetensors import SafetensorError
 
 from luthier import config as configs
-from luthier.errors import ConfigError
+from luthier.errors import ConfigError, LuthierError
 from luthier.registry import catalogue
 from luthier.system import Processes, locked
 
@@ -122,6 +123,20 @@ def remove_leftovers(place: Path, name: str = "") -> None:
     for leftover in place.glob(f".*{glob.escape(name)}.{'[0-9a-f]' * 8}.*"):
         with contextlib.suppress(OSError), locked(leftover):
             shutil.rmtree(leftover)
+
+
+@contextlib.contextmanager
+def writing(what: Path, left: str) -> Iterator[None]:
+    """Raise what is said of writing `what`, such as of a full disk, as one line that says what is `left`.
+
+    Raises:
+        LuthierError: It cannot be written.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        said = getattr(error, "strerror", None) or str(error)
+        raise LuthierError(f"{what} cannot be written: {said}; {left}") from error
 
 
 def finished(run_dir: Path) -> dict[str, Any] | None:

@@ -41,6 +41,7 @@ class Forked:
     def __init__(self, words, env):
         assert words[:3] == [sys.executable, "-m", "luthier"]
         self.command = forked.Command(words[3:], env=env)
+        self.pid = self.command.pid
 
     def wait(self):
         out, err = self.command.communicate()

@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from luthier import config as configs
 from luthier.contracts import Merger
 from luthier.errors import ConfigError, ModelError
-from luthier.runs import SUMMARY, as_json, run_folder, versions, write_json
+from luthier.runs import SUMMARY, as_json, run_folder, versions, write_json, writing
 from luthier.system import DTYPES, Processes
 from luthier_plugins.commands.merge.io.adapters import merge_into_adapter
 from luthier_plugins.commands.merge.io.hashes import hashing
@@ -86,9 +86,11 @@ def _opened(config: DictConfig, merger: Merger) -> Iterator[tuple[list[MergeInpu
 def _merged(
     config: DictConfig, merger: Merger, inputs: list[MergeInput], base: MergeInput | None, run_dir: Path
 ) -> MergeReport:
-    if config.result == "adapter":
-        return merge_into_adapter(config, merger, inputs, base, run_dir / "model")
-    return merge_models(config, merger, inputs, base, run_dir / "model", run_dir / WORK)
+    out = run_dir / "model"
+    with writing(out, "make room, and go on with resume=auto"):
+        if config.result == "adapter":
+            return merge_into_adapter(config, merger, inputs, base, out)
+        return merge_models(config, merger, inputs, base, out, run_dir / WORK)
 
 
 def merge_models(
