@@ -154,13 +154,13 @@ class _Jobs:
             self.failed.append(folder)
 
     def _hold(self, sweep: Path) -> None:
-        """Hold the folder of the multirun until it ends; where a file system has no locks, it is not."""
-        with contextlib.suppress(OSError):
-            try:
-                self.held.enter_context(locked(sweep))
-            except BlockingIOError as error:
-                what = f"{sweep} is in use by a multirun that has not ended; choose another"
-                raise LuthierError(what) from error
+        """Hold the folder of the multirun until it ends."""
+        try:
+            self.held.enter_context(locked(sweep))
+        except BlockingIOError as error:
+            raise LuthierError(
+                f"{sweep} is in use by a multirun that has not ended; choose another"
+            ) from error
 
     def _in_own_process(self, composed: DictConfig, overrides: list[str]) -> int:
         """Run a job in a process of its own: nothing of it — memory, seeds, hooks — reaches the next one."""

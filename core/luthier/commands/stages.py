@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from luthier.commands.positionals import named
-from luthier.errors import ConfigError, LuthierError, unknown
+from luthier.errors import ConfigError, LuthierError, unknown, visible
 from luthier.registry import command, composed_commands
 from luthier.runs import finished, supervised
 
@@ -39,13 +39,11 @@ def do_stages(stages: Mapping[str, str]) -> None:
     commands = {name: _command(name, line) for name, line in stages.items()}
     console = Console(highlight=False)
     for place, (name, words) in enumerate(commands.items(), 1):
+        title = f"\n[bold]stage {place} of {len(commands)}, {escape(name)}[/]"
         if _done(words):
-            console.print(f"\n[bold]stage {place} of {len(commands)}, {name}[/] is done")
+            console.print(f"{title} is done")
             continue
-        console.print(
-            f"\n[bold]stage {place} of {len(commands)}, {name}[/]: luthier {escape(shlex.join(words))}\n",
-            soft_wrap=True,
-        )
+        console.print(f"{title}: luthier {escape(visible(shlex.join(words)))}\n", soft_wrap=True)
         if status := _run(words):
             error = _StageError(
                 f"stages.{name} ended with status {status}; what is done stays done: repeat the command "

@@ -94,7 +94,7 @@ class Checkpoints:
                 for path in (*files, fresh / MANIFEST, fresh):
                     _flush(path)
             _flush(self.root)
-        self._prune(step, best)
+        self.prune(step, best)
         return folder
 
     def steps(self) -> list[int]:
@@ -124,9 +124,9 @@ class Checkpoints:
             )
         return Checkpoint(self.folder(step), step)
 
-    def _prune(self, written: int, best: int | None) -> None:
-        # Later ones than the one just written are of a run that was resumed from an earlier step.
-        kept = [step for step in self.steps() if step <= written][-self.keep :]
+    def prune(self, newest: int, best: int | None) -> None:
+        """Remove all but the `best` and the `keep` up to `newest`: later ones are of a run that went back."""
+        kept = [step for step in self.steps() if step <= newest][-self.keep :]
         for step in self.steps():
             if step not in kept and step != best:
                 shutil.rmtree(self.folder(step), ignore_errors=True)

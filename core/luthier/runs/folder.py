@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import glob
 import itertools
 import json
@@ -108,9 +107,7 @@ def _locks(run_dir: Path, held: contextlib.ExitStack) -> bool:
     except BlockingIOError:
         return False
     except OSError as error:
-        # Some network file systems have no locks; what they hold is not protected.
-        if error.errno not in (errno.ENOLCK, errno.ENOTSUP):
-            raise ConfigError(f"run_dir={run_dir} cannot be written: {error.strerror}") from error
+        raise ConfigError(f"run_dir={run_dir} cannot be written: {error.strerror}") from error
     return True
 
 
@@ -121,8 +118,9 @@ def _holds_a_run(run_dir: Path) -> bool:
 def remove_leftovers(place: Path, name: str = "") -> None:
     """Remove what killed processes were writing to `name` in `place`, or to any; what lives stays."""
     for leftover in place.glob(f".*{glob.escape(name)}.{'[0-9a-f]' * 8}.*"):
-        with contextlib.suppress(OSError), locked(leftover):
-            shutil.rmtree(leftover)
+        with contextlib.suppress(OSError), locked(leftover) as dead:
+            if dead:
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
 
 
 @contextlib.contextmanager

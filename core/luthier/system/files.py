@@ -44,17 +44,25 @@ def written_whole(folder: Path, keep_existing: bool = False) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold `folder` for the block, whatever it is called meanwhile.
+def locked(place: Path) -> Iterator[bool]:
+    """Hold a folder or file for the block, whatever it is called meanwhile.
+
+    Yields:
+        Whether it is held: some network file systems have no locks.
 
     Raises:
         BlockingIOError: Another holds it.
-        OSError: It cannot be held; some network file systems have no locks.
     """
-    descriptor = os.open(folder, os.O_RDONLY)
+    descriptor = os.open(place, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held = True
+        except BlockingIOError:
+            raise
+        except OSError:
+            held = False
+        yield held
     finally:
         os.close(descriptor)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from luthier import hookimpl
 from luthier.runs import STATUS, SUMMARY
-from luthier_toolkits.terminal import plain_console, plain_table
+from luthier_toolkits.terminal import plain_console, plain_table, shown
 
 COLUMNS = ("loss", "held-out loss", "reward", "preferences", "length preferred", "right", "tok/s", "peak MB")
 """What a table of runs shows, as far as the runs have it."""
@@ -31,20 +31,20 @@ def after_multirun(runs: list[tuple[str, Path]]) -> None:
     ]
     every = dict.fromkeys([*COLUMNS, *(name for _, _, values in rows for name in values)])
     named = [name for name in every if any(values.get(name, "–") != "–" for _, _, values in rows)]
-    table = plain_table("", "run", *named)
+    table = plain_table("", "run", *map(shown, named))
     for folder, overrides, values in rows:
         table.add_row(
-            folder.name,
-            overrides,
+            shown(folder.name),
+            shown(overrides),
             *([values.get(name, "–") for name in named] if values else ["[red]failed[/]"]),
         )
     console = plain_console()
-    console.print(f"\n[bold]{len(runs)} runs[/] in {_relative(runs[0][1].parent)}", highlight=False)
+    console.print(f"\n[bold]{len(runs)} runs[/] in {shown(_relative(runs[0][1].parent))}", highlight=False)
     console.print(table)
     for (folder, _, values), end in zip(rows, ends, strict=True):
         if not values:
             reason = end.get("error") or "it did not end; was it killed?"
-            console.print(f"{folder.name} failed: {reason}", highlight=False, markup=False)
+            console.print(f"{shown(folder.name)} failed: {shown(reason)}", highlight=False)
 
 
 def _measured(folder: Path) -> dict[str, str]:
