@@ -17,6 +17,11 @@ def shown(text: object) -> str:
     return escape(visible(str(text)))
 
 
+def counted(count: int, what: str) -> str:
+    """Return a count with its noun, of which `what` is the singular."""
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
 class SafeConsole(Console):
     """A console that passes nothing on to the terminal but text, lines, and the styles it was given."""
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from luthier import hookimpl
 from luthier.runs import STATUS, SUMMARY
-from luthier_toolkits.terminal import plain_console, plain_table, shown
+from luthier_toolkits.terminal import counted, plain_console, plain_table, shown
 
 COLUMNS = ("loss", "held-out loss", "reward", "preferences", "length preferred", "right", "tok/s", "peak MB")
 """What a table of runs shows, as far as the runs have it."""
@@ -39,7 +39,9 @@ def after_multirun(runs: list[tuple[str, Path]]) -> None:
             *([values.get(name, "–") for name in named] if values else ["[red]failed[/]"]),
         )
     console = plain_console()
-    console.print(f"\n[bold]{len(runs)} runs[/] in {shown(_relative(runs[0][1].parent))}", highlight=False)
+    console.print(
+        f"\n[bold]{counted(len(runs), 'run')}[/] in {shown(_relative(runs[0][1].parent))}", highlight=False
+    )
     console.print(table)
     for (folder, _, values), end in zip(rows, ends, strict=True):
         if not values:

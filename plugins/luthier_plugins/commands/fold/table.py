@@ -3,7 +3,7 @@
 from rich.table import Table
 
 from luthier_plugins.commands.fold.report import REPORT, FoldReport
-from luthier_toolkits.terminal import SafeConsole, shown
+from luthier_toolkits.terminal import SafeConsole, counted, shown
 
 COLUMNS = {
     "update": "update of weight",
@@ -18,7 +18,7 @@ def show_fold(report: FoldReport) -> None:
     console = SafeConsole()
     count = len(report.layers)
     rest = f", {report.dequantised} more dequantised" if report.dequantised else ""
-    console.print(f"{count} layers folded into the {report.base} weights, in {report.dtype}{rest}")
+    console.print(f"{counted(count, 'layer')} folded into the {report.base} weights, in {report.dtype}{rest}")
     keys = [key for key in COLUMNS if report.mean[key] is not None]
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("layer", no_wrap=True)

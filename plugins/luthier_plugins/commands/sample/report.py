@@ -15,7 +15,7 @@ from luthier.contracts import Selector
 from luthier.evaluation import plain_text
 from luthier_plugins.commands.sample.candidates import Answered
 from luthier_plugins.commands.sample.statistics import Point, SampleStatistics
-from luthier_toolkits.terminal import SafeConsole, shown
+from luthier_toolkits.terminal import SafeConsole, counted, shown
 
 NONE = {
     "pairs": ": no prompt has an answer that is good enough beside a worse one that came to an end; a larger "
@@ -65,7 +65,7 @@ class SampleResult:
 def show_result(result: SampleResult, what: str, picture: str | None) -> None:
     """Print what was sampled, and the curve where answers were chosen among."""
     console = SafeConsole()
-    said = [f"{_counted(result.prompts, 'prompt')} · {_counted(result.answers, 'answer')}"]
+    said = [f"{counted(result.prompts, 'prompt')} · {counted(result.answers, 'answer')}"]
     if result.judged:
         said[0] += f", {result.right / result.judged:.0%} right"
         said.append(f"{result.solved / result.prompts:.0%} of the prompts have a right one")
@@ -76,7 +76,9 @@ def show_result(result: SampleResult, what: str, picture: str | None) -> None:
         console.print(_table(result.curve))
     if result.out:
         why = "" if result.written else NONE.get(what, "")
-        console.print(f"{result.written:,} {what} in {shown(result.out)}{why}", soft_wrap=True)
+        console.print(
+            f"{counted(result.written, what.removesuffix('s'))} in {shown(result.out)}{why}", soft_wrap=True
+        )
     if picture:
         console.print(f"score against N in {shown(picture)}", soft_wrap=True)
 
@@ -113,7 +115,3 @@ def show_answers(answered: Sequence[Answered]) -> None:
             console.print(Text(" · ".join(parts), style="dim"))
             console.print(Padding(shown(candidate.completion), (0, 0, 0, 2)))
         console.print()
-
-
-def _counted(count: int, what: str) -> str:
-    return f"{count:,} {what}{'' if count == 1 else 's'}"

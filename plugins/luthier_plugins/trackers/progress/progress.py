@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from luthier import EvaluationReport, Register, Sample, StepReport, Tracker, TrainResult, hookimpl, option
 from luthier_plugins.trackers.progress.metric_text import grouped_metrics, plain_metrics
 from luthier_plugins.trackers.progress.screen import Screen
-from luthier_toolkits.terminal import shown
+from luthier_toolkits.terminal import counted, shown
 
 
 @dataclass
@@ -106,8 +106,9 @@ class ProgressBar(Tracker):
                 f"{result.before.accuracy:.0%} before, {result.after.accuracy:.0%} after[/]"
             )
         self._print(
-            f"\n{result.steps} steps in {result.seconds:,.0f} s, {result.tokens_per_second:,.0f} tok/s, "
-            f"peak {result.peak_memory_mb:,.0f} MB · result: {shown(result.model_dir)}"
+            f"\n{counted(result.steps, 'step')} in {result.seconds:,.0f} s, "
+            f"{result.tokens_per_second:,.0f} tok/s, peak {result.peak_memory_mb:,.0f} MB · "
+            f"result: {shown(result.model_dir)}"
         )
 
     @hookimpl

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from luthier.errors import ConfigError
 from luthier_plugins.commands.merge.run.tensor import MergedTensor
-from luthier_toolkits.terminal import SafeConsole, shown
+from luthier_toolkits.terminal import SafeConsole, counted, shown
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def show_merge(report: MergeReport, count: int = 5) -> None:
     """Print the tensors that changed most, the mean of all, the notes and where the result is."""
     console = SafeConsole()
     console.print(
-        f"{len(report.tensors)} {'layers' if report.result == 'adapter' else 'tensors'} of "
+        f"{counted(len(report.tensors), 'layer' if report.result == 'adapter' else 'tensor')} of "
         f"{shown(', '.join(report.models))} merged by {report.merger['name']}: "
         f"{report.bytes_read / 1e6:,.0f} MB read, {report.bytes_written / 1e6:,.0f} MB written in "
         f"{report.seconds:.1f} s, {report.bytes_per_second / 1e6:,.0f} MB/s",
