@@ -43,7 +43,7 @@ def do_stages(stages: Mapping[str, str]) -> None:
         if _done(words):
             console.print(f"{title} is done")
             continue
-        console.print(f"{title}: luthier {escape(visible(shlex.join(words)))}\n", soft_wrap=True)
+        console.print(f"{title}: luthier {escape(visible(str(stages[name])))}\n", soft_wrap=True)
         if status := _run(words):
             error = _StageError(
                 f"stages.{name} ended with status {status}; what is done stays done: repeat the command "

@@ -28,6 +28,6 @@ class SafeConsole(Console):
     def __init__(self, **options: Any) -> None:
         super().__init__(**{"highlight": False, **options})
 
-    def render_str(self, text: str, **options: Any) -> Text:  # type: ignore[override]
+    def render_str(self, text: str, **options: Any) -> Text:
         """Render a string: of a line, or of a cell of a table."""
         return super().render_str(visible(text, sys.maxsize), **options)  # a cut would part markup

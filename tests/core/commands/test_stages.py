@@ -90,14 +90,15 @@ def test_e_finished_stages_of_every_command_are_repeatable(folder, tmp_path, mon
     stages = {
         "sft": f'train "model.path={folder}/base" max_steps=1 {rows} tracker=[] "run_dir=${{run_dir}}/sft"',
         "fold": 'fold "${run_dir}/sft" "${run_dir}/folded"',
-        "merge": f'merge "${{run_dir}}/folded" "{folder}/base" merger=soup "run_dir=${{run_dir}}/merged"',
+        "merge": 'merge "models={a: ${run_dir}/folded, b: ${run_dir}/folded}" merger=soup '
+        "run_dir=${run_dir}/merged",
         "look": f'evaluate "${{run_dir}}/merged/model" {rows} tracker=[] evaluation.generate=false '
         '"run_dir=${run_dir}/look"',
     }
     words = [f"stages.{name}='{line}'" for name, line in stages.items()]
     config = compose("train", [
-        "model.path=${run_dir}/merged/model", *shlex.split(rows), "tracker=[]", f"run_dir={run}", "resume=auto",
-        "max_steps=1", *words,
+        "model.path=${run_dir}/merged/model", *shlex.split(rows), "tracker=[]", f"run_dir={run}",
+        "resume=auto", "max_steps=1", *words,
     ])  # fmt: skip
     train(config)
     (run / "summary.json").unlink()  # as if it had been killed before its end
