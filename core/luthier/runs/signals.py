@@ -10,17 +10,10 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Protocol, TypeVar
+from typing import Any
 
 from luthier.errors import LuthierError
 
-
-class _Process(Protocol):
-    @property
-    def pid(self) -> int | None: ...
-
-
-P = TypeVar("P", bound=_Process)
 log = logging.getLogger("luthier")
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -58,13 +51,13 @@ def caught() -> Iterator[Callable[[], int]]:
         yield lambda: came[0] if came else 0
 
 
-def supervised(start: Callable[[], P], wait: Callable[[P], int]) -> tuple[int, int]:
+def supervised(start: Callable[[], Any], wait: Callable[[Any], int]) -> tuple[int, int]:
     """Start a process and wait for its end; it is told of signals to stop, as SIGTERM.
 
     Returns:
         What `wait` does, and the number of the first signal that came, or 0.
     """
-    process: P | None = None
+    process: Any = None
 
     def tell(*_: object) -> None:
         if process is not None and process.pid:
