@@ -1,7 +1,36 @@
-"""One small tree of errors that a person can cause; each is one line and ends the command, with status 2."""
+"""One small tree of errors that a person can cause; each is one line and ends the command, with status 2.
+
+What they and the lines of the log quote, such as rows, paths and names, is shown by `visible`.
+"""
 
 import difflib
+import logging
+import re
 from collections.abc import Iterable
+
+LONGEST = 2000
+"""Characters of a message, about a screenful."""
+_UNSEEN = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff"
+    "\ud800-\udfff\U000e0000-\U000e007f]"
+)
+"""What moves a cursor, turns or hides text, or cannot be printed; line ends, tabs and joiners are not."""
+
+
+def visible(text: str, longest: int = LONGEST) -> str:
+    """Return `text` as a terminal may be given it: what cannot be seen escaped, cut in the middle if long."""
+    text = _UNSEEN.sub(lambda found: ascii(found[0])[1:-1], text)
+    half = longest // 2 - 25
+    left = len(text) - 2 * half
+    return text if len(text) <= longest else f"{text[:half]} … {left:,} characters left out … {text[-half:]}"
+
+
+def _show(record: logging.LogRecord) -> bool:
+    record.msg, record.args = visible(record.getMessage()), None
+    return True
+
+
+logging.getLogger("luthier").addFilter(_show)
 
 
 class LuthierError(Exception):
@@ -14,7 +43,7 @@ class LuthierError(Exception):
     status: int = 2
 
     def __init__(self, message: str) -> None:
-        super().__init__(" ".join(message.splitlines()))
+        super().__init__(visible(" ".join(message.splitlines())))
 
 
 class ConfigError(LuthierError, ValueError):
@@ -38,7 +67,7 @@ class UnusableRowError(DataError):
 
     def __init__(self, origin: str, reason: str) -> None:
         super().__init__(f"{origin}: {reason}; drop the row, or choose unusable=drop")
-        self.reason = reason
+        self.reason = visible(reason)
 
 
 class ModelError(LuthierError, ValueError):

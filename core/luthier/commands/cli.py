@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from luthier import registry
@@ -103,7 +104,7 @@ def _interrupted_afterwards() -> Iterator[None]:
         raise KeyboardInterrupt
 
 
-def run_job(verb: str, plain: dict[str, Any], environment: dict[str, str]) -> None:
+def run_job(verb: str, plain: dict[str, Any], overrides: list[str], environment: dict[str, str]) -> None:
     """Run one composed job of a multirun in this process, which is its own, and exit as `main` does."""
     os.environ.update(environment)  # what it was forked from has that of the first job
     quieten()
@@ -111,13 +112,15 @@ def run_job(verb: str, plain: dict[str, Any], environment: dict[str, str]) -> No
 
     from luthier import config
     from luthier.commands.launch import run
+    from luthier.runs import job_status
 
     config.prepare()
 
     def job() -> int:
         composed = OmegaConf.create(plain)
-        config.validate(verb, composed)
-        run(verb, composed)
+        with config.in_one_line(verb), job_status(Path(composed.run_dir), overrides):
+            config.validate(verb, composed)
+            run(verb, composed)
         return 0
 
     sys.exit(report(job))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import multiprocessing
 import os
+import signal
 import sys
 import tempfile
 import traceback
@@ -12,13 +15,15 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
+from safetensors import SafetensorError
 
 from luthier import config
 from luthier.commands import cli
 from luthier.commands.positionals import CommandLine
 from luthier.errors import LuthierError, PluginError
 from luthier.registry import catalogue, command
-from luthier.runs import resumed_run
+from luthier.runs import resumed_run, supervised, write_status
+from luthier.system import locked
 
 # The server's socket is in the folder for temporary files, and its path has room for some hundred characters.
 START = "forkserver" if sys.platform == "linux" and len(os.fsencode(tempfile.gettempdir())) < 60 else "spawn"
@@ -63,12 +68,17 @@ def run(verb: str, composed: DictConfig) -> None:
         raise PluginError(
             f"{verb} was ended before it was done, by {where.filename}:{where.lineno}"
         ) from error
+    except SafetensorError as error:
+        raise LuthierError(f"a file of weights cannot be read or written: {error}") from error
 
 
 def _multirun(verb: str, line: CommandLine) -> int:
     jobs, words = _Jobs(verb), config.opened(verb, line.overrides, several=True)
-    with config.session(verb, words, line.file, line.folders) as app:
+    OmegaConf.register_new_resolver("sweep_folder", _sweep_folder, use_cache=True, replace=True)
+    with jobs.held, config.session(verb, words, line.file, line.folders) as app:
         app.multirun(config.PRIMARY, jobs, words)
+    if jobs.error:
+        raise jobs.error
     if len(jobs.folders) > 1:
         catalogue().hooks.hook.after_multirun(runs=jobs.labelled())
     return 1 if jobs.failed else 0
@@ -95,6 +105,16 @@ def _check_flags(line: CommandLine) -> None:
         raise LuthierError(f"{flag} cannot be combined with {what}")
 
 
+def _sweep_folder(named: str, clock: str) -> str:
+    """Make the folder of a multirun, with a number where it is named by the clock and one has that name."""
+    for number in itertools.count(1):
+        folder = Path(named if number == 1 else f"{named}-{number}")
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir(parents=True, exist_ok=not named.endswith(clock))
+            break
+    return str(folder)
+
+
 class _Jobs:
     """The task function Hydra calls once a job; remembers the run folders and which failed."""
 
@@ -102,14 +122,41 @@ class _Jobs:
         self.verb = verb
         self.folders: list[tuple[list[str], Path]] = []
         self.failed: list[Path] = []
+        self.error: LuthierError | None = None
+        self.held = contextlib.ExitStack()
 
     def __call__(self, composed: DictConfig) -> None:
+        """Run a job, its status in its folder; those after an error are left out.
+
+        Hydra would print its own lines about an error, so it is kept.
+        """
+        try:
+            with config.in_one_line(self.verb):
+                self._job(composed)
+        except LuthierError as error:
+            self.error = self.error or error
+
+    def _job(self, composed: DictConfig) -> None:
         settings = HydraConfig.get()
-        folder = Path(settings.runtime.output_dir)
+        folder, overrides = Path(settings.runtime.output_dir), list(settings.overrides.task)
+        if self.error:
+            return
+        if not self.folders:
+            self._hold(Path(settings.sweep.dir))
         composed.run_dir = str(folder)
-        self.folders.append((list(settings.overrides.task), folder))
-        if self._in_own_process(composed) != 0:
+        self.folders.append((overrides, folder))
+        write_status(folder, overrides, "running")  # what an earlier multirun left is not this one's
+        if self._in_own_process(composed, overrides) != 0:
             self.failed.append(folder)
+
+    def _hold(self, sweep: Path) -> None:
+        """Hold the folder of the multirun until it ends."""
+        try:
+            self.held.enter_context(locked(sweep))
+        except BlockingIOError as error:
+            raise LuthierError(
+                f"{sweep} is in use by a multirun that has not ended; choose another"
+            ) from error
 
     def labelled(self) -> list[tuple[str, Path]]:
         """Return, for every job, the overrides that not all jobs share, and its folder."""
@@ -119,12 +166,24 @@ class _Jobs:
             for overrides, folder in self.folders
         ]
 
-    def _in_own_process(self, composed: DictConfig) -> int:
+    def _in_own_process(self, composed: DictConfig, overrides: list[str]) -> int:
         """Run a job in a process of its own: nothing of it — memory, seeds, hooks — reaches the next one."""
         plain: Any = OmegaConf.to_container(composed, resolve=True)
         context: Any = multiprocessing.get_context(START)
         context.set_forkserver_preload([PRELOADED])
-        process = context.Process(target=cli.run_job, args=(self.verb, plain, dict(os.environ)))
-        process.start()
-        process.join()
-        return int(process.exitcode)
+        process = context.Process(target=cli.run_job, args=(self.verb, plain, overrides, dict(os.environ)))
+
+        def start() -> Any:
+            process.start()
+            return process
+
+        def wait(process: Any) -> int:
+            process.join()
+            return int(process.exitcode)
+
+        status, stopped = supervised(start, wait)
+        if stopped:
+            what = f"stopped by {signal.Signals(stopped).name} in job {len(self.folders) - 1} of the multirun"
+            self.error = LuthierError(f"{what}; those after it were not begun. Repeat it with resume=auto")
+            self.error.status = 128 + stopped
+        return status

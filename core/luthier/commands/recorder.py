@@ -80,7 +80,10 @@ class Recorder:
         check_lock(lock_of(self.config), checkpoint.lock())
         self.state.restore(snapshot)
         self.before = evaluation_of(snapshot.values["before"])
-        return Progress(**snapshot.values["progress"])
+        progress = Progress(**snapshot.values["progress"])
+        if self.processes.main:  # a kill may have left older ones
+            self.checkpoints.prune(progress.step, self._best(progress))
+        return progress
 
     def evaluated(self, step: int, answer: bool) -> EvaluationReport | None:
         """Evaluate and tell the trackers; None without held-out rows."""
@@ -143,15 +146,17 @@ class Recorder:
     def _write(self, snapshot: Snapshot, progress: Progress) -> None:
         tensors = {**snapshot.tensors, "rows": {"train": self._rows()}}
         values = {**snapshot.values, "before": None if self.before is None else as_json(self.before)}
-        best = progress.best_step if self.config.evaluation.restore_best and progress.best_step else None
         folder = self.checkpoints.write(
             progress.step,
             Snapshot(tensors, values),
             OmegaConf.to_yaml(self.config, resolve=True),
             lock_of(self.config),
-            best,
+            self._best(progress),
         )
         self._hook.after_checkpoint_saved(folder=folder)
+
+    def _best(self, progress: Progress) -> int | None:
+        return progress.best_step if self.config.evaluation.restore_best and progress.best_step else None
 
     def _rows(self) -> torch.Tensor:
         if not hasattr(self, "_digests"):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import shlex
-import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -13,8 +13,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
-from luthier.errors import ConfigError, LuthierError, unknown
-from luthier.registry import composed_commands
+from luthier.commands.positionals import parsed
+from luthier.errors import ConfigError, LuthierError, unknown, visible
+from luthier.registry import command, composed_commands
+from luthier.runs import finished, supervised
 
 ALONE = ("ACCELERATE_", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_")
 """What tells a process that it is one of several."""
@@ -37,13 +39,11 @@ def do_stages(stages: Mapping[str, str]) -> None:
     commands = {name: _command(name, line) for name, line in stages.items()}
     console = Console(highlight=False)
     for place, (name, words) in enumerate(commands.items(), 1):
-        if _written(words):
-            console.print(f"\n[bold]stage {place} of {len(commands)}, {name}[/] is done")
+        title = f"\n[bold]stage {place} of {len(commands)}, {escape(name)}[/]"
+        if _done(words):
+            console.print(f"{title} is done")
             continue
-        console.print(
-            f"\n[bold]stage {place} of {len(commands)}, {name}[/]: luthier {escape(shlex.join(words))}\n",
-            soft_wrap=True,
-        )
+        console.print(f"{title}: luthier {escape(visible(str(stages[name])))}\n", soft_wrap=True)
         if status := _run(words):
             error = _StageError(
                 f"stages.{name} ended with status {status}; what is done stays done: repeat the command "
@@ -55,37 +55,32 @@ def do_stages(stages: Mapping[str, str]) -> None:
 
 def _command(name: str, line: str) -> list[str]:
     try:
-        words = shlex.split(str(line))
+        verb, *words = shlex.split(str(line)) or [""]
     except ValueError as error:
         raise ConfigError(f"stages.{name}: {error} in {line}") from error
-    if not words or words[0] not in composed_commands():
-        raise ConfigError(
-            f"stages.{name}: {unknown('command', words[0] if words else '', composed_commands())}"
-        )
-    resumes = any(word.startswith("resume=") for word in words)
-    return [*words, "resume=auto"] if words[0] == "train" and not resumes else words
+    if verb not in composed_commands():
+        raise ConfigError(f"stages.{name}: {unknown('command', verb, composed_commands())}")
+    resumes = hasattr(command(verb).options, "resume") and not any(w.startswith("resume=") for w in words)
+    return [verb, *words, *(["resume=auto"] if resumes else [])]
 
 
-def _written(words: list[str]) -> bool:
-    """Whether a command that writes one file or folder has done so."""
-    outs = [word.removeprefix("out=") for word in words if word.startswith("out=")]
-    return bool(outs) and Path(outs[-1]).expanduser().exists()
+def _done(words: list[str]) -> bool:
+    """Whether a command that cannot be resumed has written its file or folder.
+
+    Until then it has ``OUT.part*`` beside it.
+    """
+    verb, *typed = words
+    pairs = (word.partition("=") for word in parsed(verb, command(verb), typed).overrides)
+    given = {key: Path(value.strip("'\"")).expanduser() for key, _, value in pairs}
+    if "out" in given:
+        out = given["out"]
+        empty = out.is_dir() and not any(out.iterdir())
+        return out.exists() and not empty and not any(out.parent.glob(f"{glob.escape(out.name)}.part*"))
+    return "resume" not in given and "run_dir" in given and finished(given["run_dir"]) is not None
 
 
 def _run(words: list[str]) -> int:
     """Run one command and return its exit status; a signal to stop reaches it too."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith(ALONE)}
-    process = subprocess.Popen([sys.executable, "-m", "luthier", *words], env=environment)
-
-    def pass_on(number: int, frame: object) -> None:
-        process.send_signal(number)
-
-    before = signal.signal(signal.SIGTERM, pass_on)
-    try:
-        while True:
-            try:
-                return process.wait()
-            except KeyboardInterrupt:  # the terminal tells both: the stage saves a checkpoint first
-                continue
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    command = [sys.executable, "-m", "luthier", *words]
+    return supervised(lambda: subprocess.Popen(command, env=environment), lambda stage: stage.wait())[0]

@@ -35,8 +35,9 @@ from luthier.runs import (
     versions,
     write_config,
     write_json,
+    writing,
 )
-from luthier.system import Processes, Watch, peak_memory_mb
+from luthier.system import Processes, Watch, peak_memory_mb, written_whole
 
 log = logging.getLogger("luthier")
 
@@ -212,9 +213,12 @@ class _Training:
     def _save(self) -> None:
         model = self.run.processes.gather_into(self.twin, self.run.loaded.model)
         if self.run.processes.main:
-            self.run.adapter.save(model, self.run.run_dir / "model", self.run.loaded.name)
-            self.run.loaded.tokenizer.save_pretrained(self.run.run_dir / "model")
-            self.run.loaded.model.generation_config.save_pretrained(self.run.run_dir / "model")
+            folder = self.run.run_dir / "model"
+            left = "make room, and go on from the last checkpoint: resume=auto"
+            with writing(folder, left), written_whole(folder) as fresh:
+                self.run.adapter.save(model, fresh, self.run.loaded.name)
+                self.run.loaded.tokenizer.save_pretrained(fresh)
+                self.run.loaded.model.generation_config.save_pretrained(fresh)
         self.run.processes.gather(None)  # nobody goes on before it is written
 
     def _result(

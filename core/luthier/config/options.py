@@ -7,10 +7,10 @@ from luthier.contracts import option
 
 @dataclass
 class ScheduleConfig:
-    """The learning-rate schedule, from transformers."""
+    """The learning-rate schedule, by transformers' names."""
 
-    name: str = option("cosine", "A schedule of transformers: constant, linear, cosine, polynomial …")
-    warmup: float = option(0.03, "Warm-up: a share of all steps if below 1, else a number of steps.")
+    name: str = option("cosine", "One of transformers': constant (no warm-up), linear, cosine, polynomial …")
+    warmup: float = option(0.03, "Warm-up: W steps, below 1 a share of all; the i-th has i/W of the rate.")
 
 
 @dataclass

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
+import uuid
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from luthier.adapters import adapted
 from luthier.errors import LuthierError, ModelError
+from luthier.system import locked
 from luthier.trees import Branch, Pack, Tree
 
 SAMPLED = 4096
@@ -161,11 +162,13 @@ def save_references(references: References, folder: Path, model: str) -> None:
         LuthierError: It cannot be written.
     """
     file = file_of(folder, model)
-    draft = file.with_name(f"{file.name}.{os.getpid()}.part")  # several runs may share a folder
+    draft = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}.new")  # several runs may share a folder
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        save_file({"keys": references.keys, "values": references.values}, draft)
-        draft.replace(file)
+        draft.touch()
+        with locked(draft):
+            save_file({"keys": references.keys, "values": references.values}, draft)
+            draft.replace(file)
     except (SafetensorError, OSError) as error:
         raise LuthierError(f"{file} cannot be written: {error}") from error
 

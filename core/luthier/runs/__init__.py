@@ -10,9 +10,12 @@ if TYPE_CHECKING:
         SUMMARY as SUMMARY,
         finished as finished,
         hooks as hooks,
+        remove_leftovers as remove_leftovers,
         run_folder as run_folder,
         write_config as write_config,
+        writing as writing,
     )
+    from luthier.runs.job import STATUS as STATUS, job_status as job_status, write_status as write_status
     from luthier.runs.report import (
         EvaluationReport as EvaluationReport,
         Sample as Sample,
@@ -38,7 +41,7 @@ if TYPE_CHECKING:
         model_line as model_line,
         parameter_counts as parameter_counts,
     )
-    from luthier.runs.signals import StoppedError as StoppedError, caught as caught
+    from luthier.runs.signals import StoppedError as StoppedError, caught as caught, supervised as supervised
     from luthier.runs.state import (
         Snapshot as Snapshot,
         TrainingState as TrainingState,

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from luthier.errors import LuthierError
+from luthier.runs.folder import writing
 from luthier.runs.state import Snapshot
 from luthier.system import sha256_of, written_whole
 
@@ -78,7 +78,8 @@ class Checkpoints:
             LuthierError: The disk is full or cannot be written; the earlier checkpoints are untouched.
         """
         folder = self.folder(step)
-        try:
+        left = f"that of step {kept[-1]} is kept" if (kept := self.steps()) else "there is none before it"
+        with writing(folder, left):
             with written_whole(folder) as fresh:
                 for name, tensors in snapshot.tensors.items():
                     save_file(tensors, fresh / f"{name}.safetensors")
@@ -93,11 +94,7 @@ class Checkpoints:
                 for path in (*files, fresh / MANIFEST, fresh):
                     _flush(path)
             _flush(self.root)
-        except (OSError, SafetensorError) as error:
-            left = f"that of step {kept[-1]} is kept" if (kept := self.steps()) else "there is none before it"
-            said = getattr(error, "strerror", None) or str(error)
-            raise LuthierError(f"{folder}: the checkpoint cannot be written: {said}; {left}") from error
-        self._prune(step, best)
+        self.prune(step, best)
         return folder
 
     def steps(self) -> list[int]:
@@ -127,14 +124,12 @@ class Checkpoints:
             )
         return Checkpoint(self.folder(step), step)
 
-    def _prune(self, written: int, best: int | None) -> None:
-        # Later ones than the one just written are of a run that was resumed from an earlier step.
-        kept = [step for step in self.steps() if step <= written][-self.keep :]
+    def prune(self, newest: int, best: int | None) -> None:
+        """Remove all but the `best` and the `keep` up to `newest`: later ones are of a run that went back."""
+        kept = [step for step in self.steps() if step <= newest][-self.keep :]
         for step in self.steps():
             if step not in kept and step != best:
                 shutil.rmtree(self.folder(step), ignore_errors=True)
-        for leftover in self.root.glob(".step-*"):
-            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def fault_of(folder: Path) -> str:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import glob
+import itertools
 import json
-import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from safetensors import SafetensorError
 
 from luthier import config as configs
-from luthier.errors import ConfigError
+from luthier.errors import ConfigError, LuthierError
 from luthier.registry import catalogue
-from luthier.system import Processes
+from luthier.system import Processes, locked
 
 SUMMARY = "summary.json"
 MEASURED = ("metrics.jsonl", "evaluations.jsonl", "checkpoints", "model")
@@ -41,22 +43,24 @@ def run_folder(config: DictConfig, processes: Processes) -> Iterator[Path]:
     Raises:
         ConfigError: The folder holds a run that is not resumed, or cannot be written.
     """
-    config.run_dir = processes.same(config.run_dir)
-    run_dir = Path(config.run_dir)
-    with _alone(run_dir) if processes.main and config.run_dir else contextlib.nullcontext():
-        yield from _opened(config, run_dir, processes)
+    with contextlib.ExitStack() as held:
+        if processes.main and config.run_dir:
+            config.run_dir = _hold(config, held)
+        config.run_dir = processes.same(config.run_dir)
+        yield from _opened(config, Path(config.run_dir), processes)
 
 
 def _opened(config: DictConfig, run_dir: Path, processes: Processes) -> Iterator[Path]:
     resuming = bool(config.get("resume")) and (run_dir / "config.yaml").exists()
-    held = any((run_dir / name).exists() for name in ("config.yaml", "model"))
-    if processes.same(not config.run_dir or (held and not resuming)):
+    if processes.same(not config.run_dir or (_holds_a_run(run_dir) and not resuming)):
         raise ConfigError(
             f"run_dir={config.run_dir} holds a run or a model already; choose another folder, or go on "
             "with it: resume=auto"
         )
     trackers = []
     if processes.main:
+        for place in (run_dir, run_dir / "checkpoints"):
+            remove_leftovers(place)
         if not resuming:  # a resumed run's is written once it is known to be the same run
             write_config(config, run_dir)
         trackers = [configs.build("tracker", node) for node in (config.get("trackers") or {}).values()]
@@ -77,26 +81,60 @@ def _opened(config: DictConfig, run_dir: Path, processes: Processes) -> Iterator
             registry.unregister(tracker)
 
 
-@contextlib.contextmanager
-def _alone(run_dir: Path) -> Iterator[None]:
-    """Hold the folder for the block: two runs in one would replace each other's checkpoints."""
+def _hold(config: DictConfig, held: contextlib.ExitStack) -> str:
+    """Hold the run folder and return it: two runs in one would replace each other's checkpoints.
+
+    Where the clock names it, and a run of the same second has it, it gets a number.
+    """
+    raw: Any = OmegaConf.to_container(config)
+    by_clock = "${now" in str(raw["run_dir"])
+    run_dir = wanted = Path(config.run_dir)
+    numbers = itertools.count(2)
+    while not _locks(run_dir, held) or (by_clock and _holds_a_run(run_dir)):
+        if not by_clock:
+            raise ConfigError(
+                f"run_dir={run_dir} is in use by a run that has not ended; wait for it, or choose another"
+            )
+        run_dir = wanted.with_name(f"{wanted.name}-{next(numbers)}")
+    return str(run_dir)
+
+
+def _locks(run_dir: Path, held: contextlib.ExitStack) -> bool:
+    """Make and hold a folder, unless another process holds it; return whether."""
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(run_dir, os.O_RDONLY)
+        held.enter_context(locked(run_dir))
+    except BlockingIOError:
+        return False
     except OSError as error:
         raise ConfigError(f"run_dir={run_dir} cannot be written: {error.strerror}") from error
+    return True
+
+
+def _holds_a_run(run_dir: Path) -> bool:
+    return any((run_dir / name).exists() for name in ("config.yaml", "model"))
+
+
+def remove_leftovers(place: Path, name: str = "") -> None:
+    """Remove what killed processes were writing to `name` in `place`, or to any; what lives stays."""
+    for leftover in place.glob(f".*{glob.escape(name)}.{'[0-9a-f]' * 8}.*"):
+        with contextlib.suppress(OSError), locked(leftover) as dead:
+            if dead:
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+
+
+@contextlib.contextmanager
+def writing(what: Path, left: str) -> Iterator[None]:
+    """Raise what is said of writing `what`, such as of a full disk, as one line that says what is `left`.
+
+    Raises:
+        LuthierError: It cannot be written.
+    """
     try:
-        # Some network file systems have no locks; what they hold is not protected.
-        with contextlib.suppress(OSError):
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise ConfigError(
-                    f"run_dir={run_dir} is in use by a run that has not ended; wait for it, or choose another"
-                ) from error
         yield
-    finally:
-        os.close(descriptor)
+    except (OSError, SafetensorError) as error:
+        said = getattr(error, "strerror", None) or str(error)
+        raise LuthierError(f"{what} cannot be written: {said}; {left}") from error
 
 
 def finished(run_dir: Path) -> dict[str, Any] | None:

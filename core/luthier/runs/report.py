@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import platform
 from dataclasses import dataclass, field
@@ -121,6 +122,7 @@ class TrainResult:
     measured_memory_mb: float | None = None
 
 
+@functools.cache
 def versions() -> dict[str, str]:
     """Return the versions a result depends on."""
     packages = ("luthier", "torch", "transformers", "safetensors", "pluggy", "hydra-core", "omegaconf")

@@ -103,6 +103,9 @@ def completed(config: DictConfig, run_dir: Path) -> TrainResult | None:
     summary = finished(run_dir) if config.resume else None
     if summary is None:
         return None
+    if not any((run_dir / "model").glob("*.safetensors")):
+        log.warning("%s has no weights any more: they are written again from the last checkpoint", run_dir)
+        return None
     _of_training(run_dir / "config.yaml")
     changed = check_config(config, (run_dir / "config.yaml").read_text(encoding="utf-8"), run_dir)
     return None if changed.keys() & {*LONGER, "evaluation.patience"} else result_of(summary)

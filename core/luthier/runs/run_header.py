@@ -46,5 +46,6 @@ def header(
         lines += held_out.lines("held out")
     over = f" over {config.quantiser.name}" if config.quantiser else ""
     methods = f"{config.objective.name}, {config.adapter.name}{over}, {config.optimiser.name}"
-    steps = f"{total_steps} steps of {config.batch_size} examples ({epochs:.2f} epochs)"
+    many = ["s" * (count != 1) for count in (total_steps, config.batch_size)]
+    steps = f"{total_steps} step{many[0]} of {config.batch_size} example{many[1]} ({epochs:.2f} epochs)"
     return [*lines, f"run       {steps} · {methods} · {config.run_dir}"]

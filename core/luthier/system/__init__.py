@@ -6,16 +6,12 @@ from luthier.faces import attach
 
 if TYPE_CHECKING:
     from luthier.system.files import (
+        locked as locked,
         read_table as read_table,
         sha256_of as sha256_of,
         written_whole as written_whole,
     )
-    from luthier.system.memory import (
-        Watch as Watch,
-        anonymous_bytes as anonymous_bytes,
-        in_use as in_use,
-        peak_memory_mb as peak_memory_mb,
-    )
+    from luthier.system.memory import Watch as Watch, in_use as in_use, peak_memory_mb as peak_memory_mb
     from luthier.system.precision import (
         DTYPES as DTYPES,
         pick_device as pick_device,

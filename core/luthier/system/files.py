@@ -1,8 +1,10 @@
-"""Folders that are written whole or not at all, hashes of files, tables in JSON."""
+"""Folders that are written whole or not at all, and held; hashes of files, tables in JSON."""
 
 import contextlib
+import fcntl
 import hashlib
 import json
+import os
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -16,31 +18,53 @@ from luthier.errors import ModelError
 def written_whole(folder: Path, keep_existing: bool = False) -> Iterator[Path]:
     """Yield an empty sibling of `folder` that takes its place when the block ends without an error.
 
+    It is held while it is written: `luthier.runs.remove_leftovers` removes those that killed processes left.
+
     Args:
         folder: What the result is called. What it held before is replaced.
         keep_existing: If `folder` has appeared meanwhile (another process was faster), keep that one.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    mark = uuid.uuid4().hex[:8]
-    fresh, old = (folder.with_name(f".{folder.name}.{mark}.{part}") for part in ("new", "old"))
+    fresh = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.new")
+    old = fresh.with_suffix(".old")
     fresh.mkdir()
     try:
-        yield fresh
-        if not (keep_existing and folder.exists()):
-            if folder.exists():
+        with locked(fresh):
+            yield fresh
+            if folder.exists() and not keep_existing:
                 folder.rename(old)
-            _rename(fresh, folder, keep_existing)
+            try:
+                fresh.rename(folder)
+            except OSError:
+                if not (keep_existing and folder.exists()):
+                    raise
     finally:
         for leftover in (fresh, old):
             shutil.rmtree(leftover, ignore_errors=True)
 
 
-def _rename(fresh: Path, folder: Path, keep_existing: bool) -> None:
+@contextlib.contextmanager
+def locked(place: Path) -> Iterator[bool]:
+    """Hold a folder or file for the block, whatever it is called meanwhile.
+
+    Yields:
+        Whether it is held: some network file systems have no locks.
+
+    Raises:
+        BlockingIOError: Another holds it.
+    """
+    descriptor = os.open(place, os.O_RDONLY)
     try:
-        fresh.rename(folder)
-    except OSError:
-        if not (keep_existing and folder.exists()):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held = True
+        except BlockingIOError:
             raise
+        except OSError:
+            held = False
+        yield held
+    finally:
+        os.close(descriptor)
 
 
 def sha256_of(file: Path) -> str:

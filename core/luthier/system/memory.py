@@ -95,12 +95,3 @@ def _free() -> Callable[[], float] | None:
         return None
     info.restype = _Mallinfo
     return lambda: float(info().free)
-
-
-def anonymous_bytes() -> float:
-    """Return the bytes of this process that no file stands behind; 0 where the system does not say."""
-    try:
-        _, resident, with_files, *_ = _STATM.read_text(encoding="utf-8").split()
-    except OSError:
-        return 0.0
-    return float(int(resident) - int(with_files)) * resource.getpagesize()

@@ -51,9 +51,7 @@ class Processes:
             return cls()
         sharded = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
         if sharded and os.environ.get("FSDP_VERSION", "1") != "2":
-            raise ConfigError(
-                "FSDP1 is superseded; launch with `accelerate launch --use_fsdp --fsdp_version 2`"
-            )
+            raise ConfigError("FSDP1 is superseded; accelerate launch --use_fsdp --fsdp_version 2 shards")
         if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
             raise ConfigError("DeepSpeed is not supported; --use_fsdp --fsdp_version 2 shards likewise")
         from accelerate import PartialState
@@ -215,9 +213,8 @@ def _twin(model: nn.Module) -> nn.Module:
     try:
         return copy.deepcopy(model, memo)
     except (TypeError, RuntimeError) as error:
-        raise ModelError(
-            f"{type(model).__name__} cannot be copied, so not saved if sharded: {error}"
-        ) from error
+        name = type(model).__name__
+        raise ModelError(f"{name} cannot be copied, so not saved if sharded: {error}") from error
 
 
 def _sum_copies(parameters: Sequence[nn.Parameter]) -> None:

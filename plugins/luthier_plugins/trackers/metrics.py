@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -38,7 +40,7 @@ class MetricsFile(Tracker):
     def before_train(self, start_step: int) -> None:
         """Drop what a killed run wrote after the checkpoint that is resumed, or all if there was none."""
         for name in (STEPS, EVALUATIONS):
-            _keep(self._place.folder / name, start_step)
+            _filter(self._place.folder / name, lambda step: step <= start_step)
 
     @hookimpl
     def after_step(self, report: StepReport) -> None:
@@ -47,7 +49,8 @@ class MetricsFile(Tracker):
 
     @hookimpl
     def after_evaluation(self, report: EvaluationReport) -> None:
-        """Append a line to ``evaluations.jsonl``."""
+        """Append a line to ``evaluations.jsonl``; it takes the place of an earlier one of the same step."""
+        _filter(self._place.folder / EVALUATIONS, lambda step: step != report.step)
         _append(self._place.folder / EVALUATIONS, dataclasses.asdict(report))
 
 
@@ -61,15 +64,18 @@ def _append(path: Path, record: dict[str, Any]) -> None:
         file.write(line)
 
 
-def _keep(path: Path, last_step: int) -> None:
-    """Keep the whole lines up to `last_step`, one a step; the file is replaced at once or not at all."""
+def _filter(path: Path, keeps: Callable[[float], bool]) -> None:
+    """Keep the whole lines of the steps that `keeps` names; the file is replaced at once or not at all."""
     if not path.exists():
         return
+    lines = path.read_bytes().splitlines(keepends=True)
     # A run that starts anew was evaluated again before its first step: the newest line of a step counts.
-    lines = {_step(line): line for line in path.read_bytes().splitlines(keepends=True)}
-    draft = path.with_name(path.name + ".part")
-    draft.write_bytes(b"".join(line for step, line in lines.items() if step <= last_step))
-    draft.replace(path)
+    newest = {_step(line): line for line in lines}
+    kept = [line for step, line in newest.items() if keeps(step) and step < math.inf]
+    if kept != lines:
+        draft = path.with_name(path.name + ".part")
+        draft.write_bytes(b"".join(kept))
+        draft.replace(path)
 
 
 def _step(line: bytes) -> float:
@@ -77,7 +83,7 @@ def _step(line: bytes) -> float:
     try:
         return float(json.loads(line)["step"])
     except (ValueError, TypeError, KeyError):
-        return float("inf")
+        return math.inf
 
 
 @hookimpl

@@ -1,8 +1,9 @@
 """Tables without frames, whole in a file or a pipe."""
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
+
+from luthier_toolkits.terminal.text import SafeConsole
 
 
 def plain_table(*columns: str) -> Table:
@@ -13,7 +14,7 @@ def plain_table(*columns: str) -> Table:
     return table
 
 
-def plain_console() -> Console:
+def plain_console() -> SafeConsole:
     """Return a console that folds lines to a terminal's width, and in a file or pipe to none."""
-    console = Console()
-    return console if console.is_terminal else Console(width=200)
+    console = SafeConsole()
+    return console if console.is_terminal else SafeConsole(width=200)

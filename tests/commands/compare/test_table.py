@@ -4,11 +4,12 @@ import json
 
 import pytest
 
+from luthier.runs import write_status
 from luthier_plugins.commands.compare.table import after_multirun
 
 
 def summary(folder, name, **values):
-    (folder / name).mkdir()
+    write_status(folder / name, [], "done")
     (folder / name / "summary.json").write_text(
         json.dumps({"last_loss": 0.5, "tokens_per_second": 1234.5, **values})
     )
@@ -45,8 +46,20 @@ def test_before_and_after_stand_side_by_side(tmp_path, shown):
 
 
 def test_a_run_that_failed_keeps_its_row(tmp_path, shown):
-    (tmp_path / "1").mkdir()
+    write_status(tmp_path / "1", [], "running")
     (tmp_path / "1" / "summary.json").write_text("half a fi")
     table = shown([summary(tmp_path, "0"), ("1", tmp_path / "1")])
     assert " ".join(table[1]) == "run loss tok/s"
     assert " ".join(table[4]) == "1 1 failed"
+    assert " ".join(table[5]) == "1 failed: it did not end; was it killed?"
+
+
+@pytest.mark.parametrize("state", ["running", "failed"])
+def test_a14_figures_of_another_run_are_not_shown(tmp_path, shown, state):
+    # faults.md A14, hydra#1407: the folder holds an earlier run's summary.
+    summary(tmp_path, "1", last_loss=0.125)
+    write_status(tmp_path / "1", ["lr=1"], state, "no \x5b/red] rows")
+    table = shown([summary(tmp_path, "0"), ("lr=1", tmp_path / "1")])
+    assert " ".join(table[4]) == "1 lr=1 failed"
+    assert " ".join(table[5]) == "1 failed: no [/red] rows"
+    assert "0.1250" not in str(table)

@@ -424,8 +424,10 @@ def test_a_finished_merge_is_not_written_over(models, tmp_path):
     before = digest(report.model_dir)
     with pytest.raises(ConfigError, match="holds a run or a model already"):
         merged(models, tmp_path / "run", "merger=soup")
-    with pytest.raises(ConfigError, match="is finished"):
+    with pytest.raises(ConfigError, match="holds another merge's result; choose another run_dir"):
         merged(models, tmp_path / "run", "merger=soup", "resume=auto")
+    again = merged(models, tmp_path / "run", "merger=ties", "resume=auto")
+    assert (again.tensors, again.seconds) == (report.tensors, report.seconds)
     assert digest(report.model_dir) == before
 
 

@@ -13,8 +13,9 @@ import pytest
 import forked
 from helpers import save_tiny, write_rows
 from luthier.commands.cli import _interrupted_afterwards, dispatch, report
-from luthier.commands.launch import PRELOADED, _Jobs
+from luthier.commands.launch import PRELOADED, _Jobs, _sweep_folder
 from luthier.errors import LuthierError
+from luthier.system import locked
 
 pytestmark = pytest.mark.slow
 
@@ -59,6 +60,53 @@ def test_a_failed_job_does_not_stop_the_others_and_shows_in_the_table(folder):
     assert "nowhere.jsonl: there is no such file" in done.stderr
     assert (folder / "half" / "1" / "summary.json").exists()
     assert "failed" in done.stdout
+
+
+def test_a14_a_refused_job_shows_no_figures_of_the_run_whose_folder_it_asked_for(folder):
+    # hydra#1407: the second multirun is refused job by job, and its table had the first one's losses.
+    sweep = ["train", "-m", *TINY, "max_steps=1", "seed=0,1", "hydra.sweep.dir=twice"]
+    assert luthier(folder, *sweep).returncode == 0
+    before = {path: path.read_bytes() for path in (folder / "twice").rglob("summary.json")}
+    again = luthier(folder, *sweep, "optimiser.lr=1.0")
+    assert again.returncode == 1
+    assert again.stdout.count("failed: run_dir=") == 2, again.stdout
+    assert "tok/s" not in again.stdout
+    assert before == {path: path.read_bytes() for path in before}
+    statuses = [json.loads((folder / "twice" / job / "status.json").read_text()) for job in "01"]
+    assert [status["state"] for status in statuses] == ["failed", "failed"]
+    assert statuses[1]["overrides"][-1] == "optimiser.lr=1.0"
+    # The same one, gone on with, is done and shows what it measured.
+    done = luthier(folder, *sweep, "resume=auto")
+    assert (done.returncode, "tok/s" in done.stdout) == (0, True), done.stderr
+
+
+def test_a14_a_folder_belongs_to_one_multirun_at_a_time(folder):
+    (folder / "held").mkdir()
+    with locked(folder / "held"):
+        done = luthier(folder, "train", "-m", *TINY, "seed=0,1", "hydra.sweep.dir=held")
+    assert done.returncode == 2
+    assert done.stderr == "luthier: held is in use by a multirun that has not ended; choose another\n"
+    assert not list((folder / "held").rglob("status.json"))
+
+
+def test_a14_runs_that_start_in_one_second_have_folders_of_their_own(folder):
+    # hydra#1607; named by the hour here, so that they surely meet.
+    words = ["train", *TINY, "max_steps=1", "run_dir=clock/${now:%Y-%m-%d_%H}"]
+    commands = [forked.Command(words, cwd=folder) for _ in range(2)]
+    ends = [command.communicate() for command in commands]
+    assert [command.returncode for command in commands] == [0, 0], ends
+    first, second = sorted(path.parent.name for path in (folder / "clock").rglob("summary.json"))
+    assert second == f"{first}-2"
+
+
+def test_a14_multiruns_that_start_in_one_second_have_folders_of_their_own(folder, tmp_path):
+    named = str(tmp_path / "runs" / "multirun_now")
+    made = [_sweep_folder(named) for _ in range(3)]
+    assert made == [named, f"{named}-2", f"{named}-3"]
+    assert all(Path(name).is_dir() for name in made)
+    done = luthier(folder, "train", *TINY, "-m", "max_steps=1")
+    (sweep,) = (folder / "runs").glob("multirun_????-??-??_??-??-??")
+    assert json.loads((sweep / "0" / "status.json").read_text())["state"] == "done", done.stderr
 
 
 def test_jobs_are_labelled_by_the_words_that_were_typed():

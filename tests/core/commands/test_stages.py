@@ -10,6 +10,7 @@ import pytest
 import forked
 from helpers import save_tiny, write_rows
 from luthier import ConfigError, LuthierError, compose, train
+from luthier.commands.stages import _command, _done
 
 pytestmark = pytest.mark.slow
 
@@ -41,6 +42,7 @@ class Forked:
     def __init__(self, words, env):
         assert words[:3] == [sys.executable, "-m", "luthier"]
         self.command = forked.Command(words[3:], env=env)
+        self.pid = self.command.pid
 
     def wait(self):
         out, err = self.command.communicate()
@@ -80,3 +82,43 @@ def test_a_stage_that_fails_is_named_and_the_rest_is_not_run(folder, tmp_path, c
 def test_a_command_that_is_none_is_refused(folder, tmp_path):
     with pytest.raises(ConfigError, match=r"stages.sft: unknown command 'trian': did you mean 'train'"):
         train(given(folder, tmp_path / "run", "stages.sft='trian recipe=quickstart'"))
+
+
+def test_e_finished_stages_of_every_command_are_repeatable(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("luthier.commands.stages.subprocess", SimpleNamespace(Popen=Forked))
+    run, rows = tmp_path / "run", f'data=jsonl "data.path={folder}/rows.jsonl"'
+    stages = {
+        "sft": f'train "model.path={folder}/base" max_steps=1 {rows} tracker=[] "run_dir=${{run_dir}}/sft"',
+        "fold": 'fold "${run_dir}/sft" "${run_dir}/folded"',
+        "merge": 'merge "models={a: ${run_dir}/folded, b: ${run_dir}/folded}" merger=soup '
+        "run_dir=${run_dir}/merged",
+        "look": f'evaluate "${{run_dir}}/merged/model" {rows} tracker=[] evaluation.generate=false '
+        '"run_dir=${run_dir}/look"',
+    }
+    words = [f"stages.{name}='{line}'" for name, line in stages.items()]
+    config = compose("train", [
+        "model.path=${run_dir}/merged/model", *shlex.split(rows), "tracker=[]", f"run_dir={run}",
+        "resume=auto", "max_steps=1", *words,
+    ])  # fmt: skip
+    train(config)
+    (run / "summary.json").unlink()  # as if it had been killed before its end
+    assert train(config).steps == 1
+
+
+@pytest.mark.parametrize("line", ["fold RUN out=OUT", "fold RUN 'out=OUT'", "fold RUN 'OUT'"])
+def test_e_what_wrote_its_file_is_done_unless_its_leftovers_say_otherwise(tmp_path, line):
+    out = tmp_path / ("a b" if "'" in line else "x")
+    command = _command("f", line.replace("OUT", str(out)))
+    assert not _done(command)
+    out.mkdir()
+    assert not _done(command), "an empty folder may be written to"
+    (out / "model.safetensors").touch()
+    assert _done(command)
+    note = out.with_name(f"{out.name}.part.json")
+    note.touch()
+    assert not _done(command)
+
+
+def test_a_line_with_an_open_quote_is_told(folder, tmp_path):
+    with pytest.raises(ConfigError, match=r"stages.x: No closing quotation in train .unclosed"):
+        _command("x", 'train "unclosed')

@@ -3,9 +3,12 @@
 import copy
 import dataclasses
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
+from transformers.optimization import get_scheduler
 
 from helpers import tiny_llama
 from luthier import Branch, LuthierError, ModelPolicy, Tree
@@ -15,7 +18,7 @@ from luthier.data.data import Sampler
 from luthier.engine.loop import Loop, accumulate, normalise
 from luthier.engine.monitors import Monitor
 from luthier.engine.progress import Plan
-from luthier.engine.schedules import schedule, warmup_steps
+from luthier.engine.schedules import SCHEDULES, schedule, warmup_steps
 from luthier.trees.tree import cut
 from luthier_plugins.objectives.sft import SFT
 from luthier_plugins.optimisers.adamw import AdamW
@@ -209,16 +212,55 @@ def test_patience_ends_a_run_and_the_best_is_kept(model):
     assert watcher.saved == [2, 4]
 
 
-def test_the_schedule_warms_up_and_is_transformers_own():
-    optimiser = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-    lr_schedule = schedule(ScheduleConfig("linear", 0.5), optimiser, 8)
-    rates = []
-    for _ in range(8):
-        rates.append(lr_schedule.get_last_lr()[0])
+def rates(lr_schedule, optimiser, steps):
+    found = []
+    for _ in range(steps):
+        found.append(lr_schedule.get_last_lr()[0])
         optimiser.step()
         lr_schedule.step()
-    assert rates == [0.0, 0.25, 0.5, 0.75, 1.0, 0.75, 0.5, 0.25]
+    return found
+
+
+def sgd(lr=1.0):
+    return torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=lr)
+
+
+def test_the_first_step_of_a_warm_up_trains():
+    optimiser = sgd()
+    made = schedule(ScheduleConfig("linear", 0.5), optimiser, 8)
+    assert rates(made, optimiser, 8) == [0.25, 0.5, 0.75, 1.0, 1.0, 0.75, 0.5, 0.25]
     assert warmup_steps(ScheduleConfig("linear", 3), 8) == 3
+    optimiser = sgd()
+    assert rates(schedule(ScheduleConfig("constant", 1), optimiser, 3), optimiser, 3) == [1.0, 1.0, 1.0]
+    optimiser = sgd()
+    assert rates(schedule(ScheduleConfig("linear", 2), optimiser, 2), optimiser, 2) == [0.5, 1.0]
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("warmup", [0, 1, 4])
+@pytest.mark.parametrize("lr", [1e-3, 5e-7])
+def test_schedules_are_those_of_transformers_but_for_the_warm_up_being_one_step_ahead(name, warmup, lr):
+    ours, theirs = sgd(lr), sgd(lr)
+    mine = rates(schedule(ScheduleConfig(name, warmup), ours, 12), ours, 12)
+    expected = rates(get_scheduler(name, theirs, warmup, 12), theirs, 13)
+    warming = 0 if name == "constant" else warmup
+    assert mine[:warming] == pytest.approx(expected[1 : warming + 1])
+    assert mine[warming:] == pytest.approx(expected[warming:12])
+
+
+def test_a_schedule_goes_on_from_its_state_and_imports_no_transformers():
+    optimiser, other = sgd(), sgd()
+    made = schedule(ScheduleConfig("cosine", 3), optimiser, 10)
+    begun = rates(made, optimiser, 4)
+    again = schedule(ScheduleConfig("cosine", 3), other, 10)
+    again.load_state_dict(made.state_dict())
+    other.param_groups[0]["lr"] = optimiser.param_groups[0]["lr"]
+    whole = sgd()
+    assert begun + rates(again, other, 6) == rates(
+        schedule(ScheduleConfig("cosine", 3), whole, 10), whole, 10
+    )
+    code = "import sys, luthier.engine.schedules; assert 'transformers.optimization' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from luthier import LuthierError
-from luthier.runs import checkpoint
+from luthier.runs import checkpoint, remove_leftovers
 from luthier.runs.checkpoint import Checkpoints, fault_of
 from luthier.runs.state import Snapshot, flatten, unflatten
+from luthier.system import written_whole
 
 
 def snapshot(value: float = 1.0) -> Snapshot:
@@ -68,11 +69,20 @@ def test_only_the_newest_stay_and_the_best(tmp_path):
     assert checkpoints.steps() == [1, 3, 4]
 
 
-def test_what_a_killed_run_left_half_written_is_removed(tmp_path):
-    checkpoints = Checkpoints(tmp_path)
-    (tmp_path / ".step-00000001.abc.new").mkdir()
-    write(checkpoints, 2)
-    assert [path.name for path in tmp_path.iterdir()] == ["step-00000002"]
+def test_e_what_a_killed_run_left_half_written_is_removed_and_nothing_that_is_being_written(tmp_path):
+    for name in (".model.0a1b2c3d.new", "..model.0a1b2c3d.new.0123abcd.old", ".step-1.99999999.new"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text("half")
+    for name in (".model", ".model.notahash.new", "model.0a1b2c3d.new"):
+        (tmp_path / name).mkdir()
+    with written_whole(tmp_path / "model") as fresh:
+        remove_leftovers(tmp_path, "model")
+        assert (tmp_path / ".step-1.99999999.new").exists()
+        remove_leftovers(tmp_path)
+        assert {path.name for path in tmp_path.iterdir()} == {
+            fresh.name, ".model", ".model.notahash.new", "model.0a1b2c3d.new"
+        }  # fmt: skip
+    remove_leftovers(tmp_path / "nowhere")
 
 
 def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path, monkeypatch):

@@ -11,6 +11,7 @@ import pytest
 
 from helpers import save_tiny
 from luthier import ConfigError, compose, evaluate, train
+from luthier.runs import write_status
 from luthier_plugins.trackers.wandb.wandb import ID_FILE
 
 pytestmark = pytest.mark.slow
@@ -188,12 +189,16 @@ def test_a_run_folder_keeps_the_id_and_a_resumed_run_goes_on_under_it(folder, tm
     [
         ("multirun_a/0", {}, "multirun_a/0", "multirun_a"),
         ("multirun_a/11", {"WANDB_RUN_GROUP": "mine"}, "multirun_a/11", "mine"),
+        ("multirun_a/seven", {}, "multirun_a/seven", "multirun_a"),
         ("runs/first", {}, "first", ""),
+        ("runs/2026", {}, "2026", ""),
     ],
 )
 def test_jobs_of_a_multirun_are_a_group(folder, tmp_path, monkeypatch, run_dir, environment, name, group):
     for variable, value in environment.items():
         monkeypatch.setenv(variable, value)
+    if "multirun" in run_dir:
+        write_status(tmp_path / run_dir, ["seed=1"], "running")
     trained(folder, tmp_path / run_dir, "max_steps=1")
     run = story(tmp_path / run_dir)[4]
     assert (run.display_name, run.run_group) == (name, group)

@@ -28,8 +28,8 @@ from luthier.config import ModelConfig
 from luthier.contracts import Quantiser
 from luthier.errors import ConfigError, ModelError, unknown
 from luthier.models import LoadedModel, Source, find_source, grow, load_config, load_model, save_model
-from luthier.runs import as_json, write_json
-from luthier.system import DTYPES
+from luthier.runs import as_json, remove_leftovers, write_json, writing
+from luthier.system import DTYPES, written_whole
 from luthier_plugins.commands.fold.report import REPORT, FoldedLayer, FoldReport
 from luthier_plugins.commands.fold.table import show_fold
 
@@ -47,6 +47,8 @@ def fold(config: DictConfig) -> FoldReport:
         LuthierError: Something a person can mend; one line says what, where and how.
     """
     source = _checked(config)
+    out = Path(config.out).expanduser()
+    remove_leftovers(out.parent, out.name)
     quantiser: Quantiser | None = None
     if config.quantiser:
         quantiser = configs.build("quantiser", config.quantiser)
@@ -59,11 +61,14 @@ def fold(config: DictConfig) -> FoldReport:
     layers = tuple(_fold_parameters(original, trained, dtype))
     layers += tuple(_fold_layers(original, trained, quantised, dtype))
     rest = _dequantise_rest(original, quantised) if quantised is not None and dequantised else 0
-    out = Path(config.out).expanduser()
-    save_model(original.model, trained.tokenizer, out, dtype)
     options: Any = OmegaConf.to_container(config.quantiser) if config.quantiser else None
     report = FoldReport(out, config.base, config.dtype, options, layers, rest, _mean(layers))
-    write_json(out / REPORT, as_json(report))
+    with writing(out, "make room and repeat the command"), written_whole(out) as fresh:
+        save_model(original.model, trained.tokenizer, fresh / "model", dtype)
+        for file in (fresh / "model").iterdir():
+            file.rename(fresh / file.name)
+        (fresh / "model").rmdir()
+        write_json(fresh / REPORT, as_json(report))
     show_fold(report)
     return report
 

@@ -1,9 +1,9 @@
 """What folding cost, as a table on the terminal."""
 
-from rich.console import Console
 from rich.table import Table
 
 from luthier_plugins.commands.fold.report import REPORT, FoldReport
+from luthier_toolkits.terminal import SafeConsole, counted, shown
 
 COLUMNS = {
     "update": "update of weight",
@@ -15,20 +15,20 @@ COLUMNS = {
 
 def show_fold(report: FoldReport) -> None:
     """Print the layers that rounding changes most, the mean of all, and where the model is."""
-    console = Console(highlight=False)
+    console = SafeConsole()
     count = len(report.layers)
     rest = f", {report.dequantised} more dequantised" if report.dequantised else ""
-    console.print(f"{count} layers folded into the {report.base} weights, in {report.dtype}{rest}")
+    console.print(f"{counted(count, 'layer')} folded into the {report.base} weights, in {report.dtype}{rest}")
     keys = [key for key in COLUMNS if report.mean[key] is not None]
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("layer", no_wrap=True)
     for key in keys:
         table.add_column(COLUMNS[key], justify="right")
     for layer in report.worst():
-        table.add_row(layer.name, *(_percent(getattr(layer, key)) for key in keys))
+        table.add_row(shown(layer.name), *(_percent(getattr(layer, key)) for key in keys))
     table.add_row(f"mean of {count}", *(_percent(report.mean[key]) for key in keys), style="bold")
     console.print(table)
-    console.print(f"model: {report.out} · every layer: {report.out / REPORT}", soft_wrap=True)
+    console.print(f"model: {shown(report.out)} · every layer: {shown(report.out / REPORT)}", soft_wrap=True)
 
 
 def _percent(share: float | None) -> str:

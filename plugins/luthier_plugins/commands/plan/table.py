@@ -8,6 +8,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from luthier_toolkits.terminal import SafeConsole, shown
+
 if TYPE_CHECKING:
     from luthier_plugins.commands.plan.memory import Memory
     from luthier_plugins.commands.plan.planning import PlanResult
@@ -31,12 +33,12 @@ SHOWN = 12
 
 def show(plan: PlanResult, console: Console | None = None) -> None:
     """Print `plan`."""
-    console = console or Console(highlight=False)
+    console = console or SafeConsole()
     chosen = " ".join(f"{kind}={name}" for kind, name in plan.methods.items())
     share = f"{plan.trained:,} trained ({100 * plan.trained / plan.parameters:.2f} %)"
     size = f"{plan.parameters:,} parameters, {share} · {plan.dtype} on {plan.device}"
-    console.print(f"[bold]model    [/] {plan.model} · {size}", soft_wrap=True)
-    console.print(f"[bold]methods  [/] {chosen}", soft_wrap=True)
+    console.print(f"[bold]model    [/] {shown(plan.model)} · {size}", soft_wrap=True)
+    console.print(f"[bold]methods  [/] {shown(chosen)}", soft_wrap=True)
     console.print(_memory(plan))
     console.print(f"[bold]fits     [/] {_verdict(plan)}", soft_wrap=True)
     if plan.reference:
@@ -68,9 +70,9 @@ def _sum(memory: Memory, capacity: float | None) -> str:
 
 def _verdict(plan: PlanResult) -> str:
     if plan.capacity is None:
-        return f"not known: {plan.advice}"
+        return f"not known: {shown(plan.advice)}"
     sign = "[green]yes[/]" if plan.fits else "[red]no[/]"
-    return f"{sign}, {gigabytes(plan.total)} of {gigabytes(plan.capacity)} GB: {plan.advice}"
+    return f"{sign}, {gigabytes(plan.total)} of {gigabytes(plan.capacity)} GB: {shown(plan.advice)}"
 
 
 def _reference(plan: PlanResult, reference: ReferencePlan) -> str:
@@ -105,7 +107,7 @@ def _choices(plan: PlanResult) -> Table:
 def _row(choice: Choice) -> list[str]:
     left = "–" if choice.headroom is None else gigabytes(choice.headroom)
     colour = "red" if choice.headroom is not None and choice.headroom < 0 else ""
-    names = [choice.quantiser or "–", choice.adapter, choice.optimiser]
+    names = map(shown, [choice.quantiser or "–", choice.adapter, choice.optimiser])
     return [
         *names,
         f"{choice.trained:,}",

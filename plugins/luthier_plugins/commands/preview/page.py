@@ -12,7 +12,8 @@ from jinja2 import Environment
 from rich.console import Console
 from rich.text import Text
 
-from luthier.errors import ConfigError
+from luthier.errors import ConfigError, visible
+from luthier_toolkits.terminal import SafeConsole
 
 if TYPE_CHECKING:
     from luthier_plugins.commands.preview.previewing import Example, Part, PreviewResult
@@ -26,11 +27,11 @@ _ENDS = 200
 
 def show(result: PreviewResult, console: Console | None = None) -> None:
     """Print `result`; where there is no colour, brackets mark what is trained."""
-    console = console or Console()
+    console = console or SafeConsole()
     plain = console.no_color or console.color_system is None
 
     def put(*parts: str | Text | tuple[str, str]) -> None:
-        console.print(Text.assemble(*parts), soft_wrap=True)
+        console.print(Text.assemble(*map(_visible, parts)), soft_wrap=True)
 
     for example in result.examples:
         put((f"── {_heading(example)}", "bold"))
@@ -51,6 +52,13 @@ def show(result: PreviewResult, console: Console | None = None) -> None:
         put((f"{finding.label:<10}", "bold red" if finding.wrong else "bold"), finding.text)
     if result.html:
         put(("page      ", "bold"), str(result.html))
+
+
+def _visible(part: str | Text | tuple[str, str]) -> str | Text | tuple[str, str]:
+    """Return a part without what moves the cursor; tokens are shown so already."""
+    if isinstance(part, tuple):
+        return visible(part[0]), part[1]
+    return visible(part) if isinstance(part, str) else part
 
 
 def write_page(result: PreviewResult, path: Path) -> None:

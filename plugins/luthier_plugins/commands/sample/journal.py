@@ -47,7 +47,8 @@ class Journal:
         self._lock = FileLock(self.out.with_name(f"{self.out.name}.part.lock"), timeout=0)
         self._guarded(self._hold)
         try:
-            if self.out.exists():
+            # With its note alone beside it, it was finished by a command that was killed before its end.
+            if self.out.exists() and (self._draft.exists() or not self._note.exists()):
                 raise ConfigError(f"out={self.out} is there already; choose another file, or remove it")
             self._guarded(self._open)
         except BaseException:
@@ -68,9 +69,10 @@ class Journal:
         Raises:
             ConfigError: It cannot be written.
         """
-        self._guarded(self._draft.replace, self.out)
-        self._note.unlink(missing_ok=True)
+        if self._draft.exists():
+            self._guarded(self._draft.replace, self.out)
         self._release()
+        self._note.unlink(missing_ok=True)  # the last trace
 
     def abandon(self) -> None:
         """Leave nothing behind where no part is whole, so that the mended command begins anew."""
@@ -103,8 +105,9 @@ class Journal:
                 f"{self._note} is of a command with other options or rows, which was stopped; repeat "
                 f"that one, choose another out, or remove {self._draft}*"
             )
-        with self._draft.open("r+b") as file:
-            file.truncate(note["bytes"])
+        if not self.out.exists():
+            with self._draft.open("r+b") as file:
+                file.truncate(note["bytes"])
         self.parts, self.state = note["parts"], note["state"]
         log.info("%s: going on after %d parts that were written before", self.out, self.parts)
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.box import SIMPLE
-from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
@@ -16,6 +15,7 @@ from luthier.contracts import Selector
 from luthier.evaluation import plain_text
 from luthier_plugins.commands.sample.candidates import Answered
 from luthier_plugins.commands.sample.statistics import Point, SampleStatistics
+from luthier_toolkits.terminal import SafeConsole, counted, shown
 
 NONE = {
     "pairs": ": no prompt has an answer that is good enough beside a worse one that came to an end; a larger "
@@ -64,8 +64,8 @@ class SampleResult:
 
 def show_result(result: SampleResult, what: str, picture: str | None) -> None:
     """Print what was sampled, and the curve where answers were chosen among."""
-    console = Console(highlight=False)
-    said = [f"{_counted(result.prompts, 'prompt')} · {_counted(result.answers, 'answer')}"]
+    console = SafeConsole()
+    said = [f"{counted(result.prompts, 'prompt')} · {counted(result.answers, 'answer')}"]
     if result.judged:
         said[0] += f", {result.right / result.judged:.0%} right"
         said.append(f"{result.solved / result.prompts:.0%} of the prompts have a right one")
@@ -76,9 +76,11 @@ def show_result(result: SampleResult, what: str, picture: str | None) -> None:
         console.print(_table(result.curve))
     if result.out:
         why = "" if result.written else NONE.get(what, "")
-        console.print(f"{result.written:,} {what} in {result.out}{why}", soft_wrap=True)
+        console.print(
+            f"{counted(result.written, what.removesuffix('s'))} in {shown(result.out)}{why}", soft_wrap=True
+        )
     if picture:
-        console.print(f"score against N in {picture}", soft_wrap=True)
+        console.print(f"score against N in {shown(picture)}", soft_wrap=True)
 
 
 def _table(points: Sequence[Point]) -> Table:
@@ -99,9 +101,9 @@ def _table(points: Sequence[Point]) -> Table:
 
 def show_answers(answered: Sequence[Answered]) -> None:
     """Print prompts with their answers, the chosen one marked."""
-    console = Console(highlight=False)
+    console = SafeConsole()
     for answered_prompt in answered:
-        console.print(Text(plain_text(answered_prompt.row.fields["prompt"]), style="bold"))
+        console.print(f"[bold]{shown(plain_text(answered_prompt.row.fields['prompt']))}[/]")
         for place, candidate in enumerate(answered_prompt.candidates):
             parts = [f"{place + 1}"]
             if answered_prompt.scores is not None:
@@ -111,9 +113,5 @@ def show_answers(answered: Sequence[Answered]) -> None:
             if place == answered_prompt.chosen and len(answered_prompt) > 1:
                 parts.append("chosen")
             console.print(Text(" · ".join(parts), style="dim"))
-            console.print(Padding(Text(candidate.completion), (0, 0, 0, 2)))
+            console.print(Padding(shown(candidate.completion), (0, 0, 0, 2)))
         console.print()
-
-
-def _counted(count: int, what: str) -> str:
-    return f"{count:,} {what}{'' if count == 1 else 's'}"

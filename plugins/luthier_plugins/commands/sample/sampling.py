@@ -46,15 +46,15 @@ def sample(config: DictConfig) -> SampleResult:
     journal = Journal(Path(config.out).expanduser(), sampling.digest()) if config.out else None
     try:
         statistics = sampling.run(journal)
+        result = SampleResult.of(statistics, journal.out if journal else None, sampling.selector)
+        if config.picture:
+            draw_curve(result.curve, Path(config.picture).expanduser())
     except BaseException:
         if journal:
             journal.abandon()
         raise
     if journal:
         journal.close()
-    result = SampleResult.of(statistics, journal.out if journal else None, sampling.selector)
-    if config.picture:
-        draw_curve(result.curve, Path(config.picture).expanduser())
     show_result(result, config.write, config.picture)
     return result
 

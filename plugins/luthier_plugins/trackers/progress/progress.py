@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import ClassVar
 
 from omegaconf import DictConfig
-from rich.markup import escape
 
 from luthier import EvaluationReport, Register, Sample, StepReport, Tracker, TrainResult, hookimpl, option
 from luthier_plugins.trackers.progress.metric_text import grouped_metrics, plain_metrics
 from luthier_plugins.trackers.progress.screen import Screen
+from luthier_toolkits.terminal import counted, shown
 
 
 @dataclass
@@ -49,7 +49,7 @@ class ProgressBar(Tracker):
     @hookimpl
     def after_header(self, lines: list[str]) -> None:
         """Print what will run."""
-        self._print("\n".join(f"[bold]{escape(line[:9])}[/]{escape(line[9:])}" for line in lines) + "\n")
+        self._print("\n".join(f"[bold]{shown(line[:9])}[/]{shown(line[9:])}" for line in lines) + "\n")
 
     @hookimpl
     def before_train(self, run_dir: Path, config: DictConfig, total_steps: int, start_step: int) -> None:
@@ -85,20 +85,20 @@ class ProgressBar(Tracker):
             self._print(f"          [dim]{grouped}[/]")
         if not screen.training:
             for sample in report.samples[: screen.samples]:
-                self._print(f"\n{_question(sample)}\n  answer  {escape(_short(sample.answer))}")
+                self._print(f"\n{_question(sample)}\n  answer  {shown(_short(sample.answer))}")
 
     @hookimpl
     def after_checkpoint_saved(self, folder: Path) -> None:
         """Leave a line in a log; a bar is not interrupted."""
         if not self._screen.bar:
-            self._print(f"checkpoint {escape(folder.name)}")
+            self._print(f"checkpoint {shown(folder.name)}")
 
     @hookimpl
     def after_train(self, result: TrainResult) -> None:
         """Print answers before and after, and where the result is."""
         self._screen.stop()
         for old, new in self._pairs(result):
-            answers = f"  before  {escape(_short(old.answer))}\n  after   {escape(_short(new.answer))}"
+            answers = f"  before  {shown(_short(old.answer))}\n  after   {shown(_short(new.answer))}"
             self._print(f"\n{_question(new)}\n{answers}")
         if result.before and result.after and result.before.accuracy is not None:
             self._print(
@@ -106,8 +106,9 @@ class ProgressBar(Tracker):
                 f"{result.before.accuracy:.0%} before, {result.after.accuracy:.0%} after[/]"
             )
         self._print(
-            f"\n{result.steps} steps in {result.seconds:,.0f} s, {result.tokens_per_second:,.0f} tok/s, "
-            f"peak {result.peak_memory_mb:,.0f} MB · result: {result.model_dir}"
+            f"\n{counted(result.steps, 'step')} in {result.seconds:,.0f} s, "
+            f"{result.tokens_per_second:,.0f} tok/s, peak {result.peak_memory_mb:,.0f} MB · "
+            f"result: {shown(result.model_dir)}"
         )
 
     @hookimpl
@@ -126,7 +127,7 @@ class ProgressBar(Tracker):
 
 
 def _question(sample: Sample) -> str:
-    return f"[bold]{escape(sample.prompt)}[/]  [dim]({escape(sample.expected)})[/]"
+    return f"[bold]{shown(sample.prompt)}[/]  [dim]({shown(sample.expected)})[/]"
 
 
 def _short(text: str, width: int = 160) -> str:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from luthier_toolkits.terminal import SafeConsole
+
 
 @dataclass
 class Screen:
@@ -17,7 +19,7 @@ class Screen:
         bar: The bar that is shown, or None.
     """
 
-    console: Console = field(default_factory=Console)
+    console: Console = field(default_factory=SafeConsole)
     bar: Progress | None = None
 
     def start(self, title: str, total: int, done: int = 0, transient: bool = False) -> None:

@@ -25,7 +25,7 @@ def client() -> Any:
 def name_and_group(run_dir: Path) -> tuple[str, str | None]:
     """Return what the run in `run_dir` is called, and the group that it belongs to.
 
-    The jobs of a multirun, called 0, 1, … in one folder, are that folder's group.
+    The jobs of a multirun, which have ``status.json``, are a group that is called as their folder.
     """
-    sweep = run_dir.parent.name if run_dir.name.isdigit() else None
+    sweep = run_dir.parent.name if (run_dir / "status.json").exists() else None
     return f"{sweep}/{run_dir.name}" if sweep else run_dir.name, os.environ.get("WANDB_RUN_GROUP") or sweep

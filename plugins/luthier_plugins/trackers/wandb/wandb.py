@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from omegaconf import DictConfig
-from rich.console import Console
 
 import luthier
 from luthier import EvaluationReport, Register, StepReport, Tracker, TrainResult, hookimpl, option
 from luthier_plugins.trackers.wandb.client import client, name_and_group
 from luthier_plugins.trackers.wandb.redaction import without_secrets
+from luthier_toolkits.terminal import SafeConsole
 
 ID_FILE = "wandb_id.txt"
 
@@ -74,7 +74,7 @@ class WandB(Tracker):
         # A resumed run reports steps again, and wandb's own counter never goes back.
         run.define_metric("*", step_metric="step")
         where = run.url if self._state.mode == "online" else f"offline · wandb sync {Path(run.dir).parent}"
-        Console().print(f"wandb     {where}\n", highlight=False, soft_wrap=True, markup=False)
+        SafeConsole().print(f"wandb     {where}\n", soft_wrap=True, markup=False)
 
     @hookimpl
     def after_step(self, report: StepReport) -> None:

@@ -19,10 +19,10 @@ from luthier.adapters import CONFIG, PREFIX, WEIGHTS, AdaptedLinear, read_adapte
 from luthier.contracts import Merger
 from luthier.errors import ConfigError, ModelError
 from luthier.models import adapter_readers
-from luthier.system import anonymous_bytes, written_whole
+from luthier.system import written_whole
 from luthier_plugins.commands.merge.io.inputs import BASE, WEIGHT, MergeInput
 from luthier_plugins.commands.merge.io.journal import digest_of
-from luthier_plugins.commands.merge.plan.limits import room_for
+from luthier_plugins.commands.merge.plan.limits import anonymous_bytes, room_for
 from luthier_plugins.commands.merge.plan.tensors import plan_merge
 from luthier_plugins.commands.merge.plan.tokenizer import compare_tokenizers, copy_tokenizer
 from luthier_plugins.commands.merge.report.card import write_report

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import resource
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -78,3 +79,12 @@ def check_disk(folder: Path, total: int) -> None:
                 f"{folder}: the result takes {(total - there) / 1e9:.3f} GB and the disk has room for "
                 f"{free / 1e9:.3f} GB; choose another run_dir, or make room"
             )
+
+
+def anonymous_bytes() -> float:
+    """Return the bytes of this process that no file stands behind; 0 where the system does not say."""
+    try:
+        _, resident, with_files, *_ = Path("/proc/self/statm").read_text(encoding="utf-8").split()
+    except OSError:
+        return 0.0
+    return float(int(resident) - int(with_files)) * resource.getpagesize()

@@ -12,7 +12,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from luthier.contracts import Merger
 from luthier.errors import ConfigError, unknown
-from luthier.runs import finished
 from luthier.system import DTYPES
 from luthier_plugins.commands.merge.io.hashes import hashing
 from luthier_plugins.commands.merge.io.inputs import BASE, MergeInput, labelled, open_input
@@ -45,8 +44,6 @@ def check_options(config: DictConfig) -> None:
         raise ConfigError("greedy=true needs held-out tasks to score with: +data@tasks.NAME=SOURCE")
     if config.resume not in (None, "auto"):
         raise ConfigError(f"resume={config.resume}: expected auto, which goes on with what run_dir holds")
-    if config.resume and (done := finished(Path(config.run_dir))):
-        raise ConfigError(f"run_dir={config.run_dir} is finished: {done.get('model_dir')}")
     _check_result(config)
 
 

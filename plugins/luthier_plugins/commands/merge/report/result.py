@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
 from rich.table import Table
 
 from luthier.errors import ConfigError
 from luthier_plugins.commands.merge.run.tensor import MergedTensor
+from luthier_toolkits.terminal import SafeConsole, counted, shown
 
 
 @dataclass(frozen=True)
@@ -103,10 +103,10 @@ COLUMNS = {
 
 def show_merge(report: MergeReport, count: int = 5) -> None:
     """Print the tensors that changed most, the mean of all, the notes and where the result is."""
-    console = Console(highlight=False)
+    console = SafeConsole()
     console.print(
-        f"{len(report.tensors)} {'layers' if report.result == 'adapter' else 'tensors'} of "
-        f"{', '.join(report.models)} merged by {report.merger['name']}: "
+        f"{counted(len(report.tensors), 'layer' if report.result == 'adapter' else 'tensor')} of "
+        f"{shown(', '.join(report.models))} merged by {report.merger['name']}: "
         f"{report.bytes_read / 1e6:,.0f} MB read, {report.bytes_written / 1e6:,.0f} MB written in "
         f"{report.seconds:.1f} s, {report.bytes_per_second / 1e6:,.0f} MB/s",
         soft_wrap=True,
@@ -120,17 +120,18 @@ def show_merge(report: MergeReport, count: int = 5) -> None:
         worst = max(report.discarded, key=lambda name: report.discarded[name])
         console.print(
             f"cut to the rank: {_percent(sum(report.discarded.values()) / len(report.discarded))} of the "
-            f"change's energy on average, at most {_percent(report.discarded[worst])} ({worst})"
+            f"change's energy on average, at most {_percent(report.discarded[worst])} ({shown(worst)})"
         )
     if report.left_out:
-        console.print(f"left out, as the score would have dropped: {', '.join(report.left_out)}")
+        console.print(f"left out, as the score would have dropped: {shown(', '.join(report.left_out))}")
     for note in report.notes:
-        console.print(note, soft_wrap=True)
+        console.print(shown(note), soft_wrap=True)
     if report.scores:
         console.print(
-            "held out: " + " · ".join(f"{task} {_score(score)}" for task, score in report.scores.items())
+            "held out: "
+            + " · ".join(f"{shown(task)} {_score(score)}" for task, score in report.scores.items())
         )
-    console.print(f"{report.result}: {report.model_dir}", soft_wrap=True)
+    console.print(f"{report.result}: {shown(report.model_dir)}", soft_wrap=True)
 
 
 def _table(report: MergeReport, keys: list[str], count: int) -> Table:
@@ -139,7 +140,7 @@ def _table(report: MergeReport, keys: list[str], count: int) -> Table:
     for key in keys:
         table.add_column(COLUMNS[key], justify="right")
     for tensor in sorted(report.tensors, key=lambda tensor: -tensor.change)[:count]:
-        table.add_row(tensor.name, *(_percent(getattr(tensor, key)) for key in keys))
+        table.add_row(shown(tensor.name), *(_percent(getattr(tensor, key)) for key in keys))
     mean = [_percent(report.mean(key)) for key in keys]
     table.add_row(f"mean of {len(report.tensors)}", *mean, style="bold")
     return table

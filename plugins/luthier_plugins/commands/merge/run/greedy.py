@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from omegaconf import DictConfig
-from rich.console import Console
 
 from luthier_plugins.commands.merge.io.inputs import MergeInput
 from luthier_plugins.commands.merge.run.scores import task_scores
+from luthier_toolkits.terminal import SafeConsole, shown
 
 
 def greedily(
@@ -32,11 +32,11 @@ def greedily(
     Raises:
         LuthierError: A model cannot be merged or scored.
     """
-    console = Console(highlight=False)
+    console = SafeConsole()
     alone = {model.label: _mean(task_scores(config, str(model.folder))) for model in inputs}
     order = sorted(inputs, key=lambda model: -alone[model.label])
     for model in order:
-        console.print(f"{model.label} alone: {alone[model.label]:.3f}")
+        console.print(f"{shown(model.label)} alone: {alone[model.label]:.3f}")
     chosen, best = [order[0]], alone[order[0].label]
     trial = run_dir / "greedy"
     for model in order[1:]:
@@ -45,7 +45,7 @@ def greedily(
         merge(tried, trial, run_dir / "greedy.merging")
         score = _mean(task_scores(config, trial))
         kept = score >= best
-        console.print(f"with {model.label}: {score:.3f}, {'kept' if kept else 'left out'}")
+        console.print(f"with {shown(model.label)}: {score:.3f}, {'kept' if kept else 'left out'}")
         if kept:
             chosen, best = tried, score
     shutil.rmtree(trial, ignore_errors=True)

@@ -13,14 +13,14 @@ from omegaconf import DictConfig
 from luthier import config as configs
 from luthier.contracts import Merger
 from luthier.errors import ConfigError, ModelError
-from luthier.runs import SUMMARY, as_json, run_folder, versions, write_json
-from luthier.system import DTYPES, Processes, anonymous_bytes
+from luthier.runs import SUMMARY, as_json, run_folder, versions, write_json, writing
+from luthier.system import DTYPES, Processes
 from luthier_plugins.commands.merge.io.adapters import merge_into_adapter
 from luthier_plugins.commands.merge.io.folded import forget_folded
 from luthier_plugins.commands.merge.io.inputs import MergeInput
 from luthier_plugins.commands.merge.io.journal import Journal, digest_of
 from luthier_plugins.commands.merge.io.shard_writer import Layout, ShardWriter, lay_out, write_index
-from luthier_plugins.commands.merge.plan.limits import check_disk, check_loading, room_for
+from luthier_plugins.commands.merge.plan.limits import anonymous_bytes, check_disk, check_loading, room_for
 from luthier_plugins.commands.merge.plan.options import check_options, opened_models
 from luthier_plugins.commands.merge.plan.tensors import MergePlan, plan_merge
 from luthier_plugins.commands.merge.plan.tokenizer import compare_tokenizers
@@ -72,9 +72,11 @@ def merge(config: DictConfig) -> MergeReport:
 def _merged(
     config: DictConfig, merger: Merger, inputs: list[MergeInput], base: MergeInput | None, run_dir: Path
 ) -> MergeReport:
-    if config.result == "adapter":
-        return merge_into_adapter(config, merger, inputs, base, run_dir / "model")
-    return merge_models(config, merger, inputs, base, run_dir / "model", run_dir / WORK)
+    out = run_dir / "model"
+    with writing(out, "make room, and go on with resume=auto"):
+        if config.result == "adapter":
+            return merge_into_adapter(config, merger, inputs, base, out)
+        return merge_models(config, merger, inputs, base, out, run_dir / WORK)
 
 
 def merge_models(
