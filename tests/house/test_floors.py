@@ -9,27 +9,27 @@ import pytest
 from counts import CORE, KIT, PRODUCT, ROOT, code_lines, files, imports, rooms
 
 CONTRACTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
-# Lines of code. Reserved within them for later: adapters 300 (new tokens, experts), trees and policy 500
-# (shared prefixes), data 200, evaluation 300, runs 300.
+# Lines of code. The sum is what design.md allows: 7,500 after the move and 1,600 for what was planned. With
+# "right or refused" rooms were redesigned within that sum: text reads messages, renders, checks and encodes in
+# files of their own; config guards Hydra's node, reads files of one's own and keeps text as it was typed. What is
+# left of the reserves: adapters 55, trees and policy 140 (shared prefixes), evaluation 85, runs 55, data 20.
 BUDGETS = {
-    "contracts": 480,
-    "registry": 395,
-    "config": 370,
+    "contracts": 485,
+    "registry": 435,
+    "config": 605,
     "system": 330,
     "kernels": 390,
-    "trees": 570,
-    "text": 290,
-    "models": 620,
+    "trees": 430,
+    "text": 755,
+    "models": 700,
     "adapters": 770,
-    "policy": 1235,
-    "data": 580,
-    "runs": 925,
+    "policy": 1105,
+    "data": 420,
+    "runs": 760,
     "engine": 570,
-    "evaluation": 655,
-    "commands": 910,
+    "evaluation": 430,
+    "commands": 915,
 }
-LANDED = {"adapters": 300}
-"""Reserves of features that landed: new tokens and experts."""
 SHELL = ("cli.py", "positionals.py", "launch.py", "stages.py")
 """The files of the room `commands` that surround every command."""
 
@@ -46,10 +46,10 @@ def test_the_budgets_are_those_of_the_whole():
 
 def test_core_and_its_framework_are_small():
     everything = sum(code_lines(path) for path in CORE.rglob("*.py") if path not in KIT)
-    assert everything <= 7_500 + sum(LANDED.values())
+    assert everything <= 8_900
     framework = [path for room in ("contracts", "registry", "config") for path in files(room)]
     framework += [CORE / "commands" / name for name in SHELL] + sorted(CORE.glob("*.py"))
-    assert sum(map(code_lines, framework)) <= 1_700
+    assert sum(map(code_lines, framework)) <= 2_000
 
 
 def test_no_module_imports_too_many():

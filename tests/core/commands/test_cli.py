@@ -100,12 +100,12 @@ def test_a14_runs_that_start_in_one_second_have_folders_of_their_own(folder):
 
 
 def test_a14_multiruns_that_start_in_one_second_have_folders_of_their_own(folder, tmp_path):
-    named = str(tmp_path / "runs" / "multirun_now")
-    made = [_sweep_folder(named) for _ in range(3)]
+    named = str(tmp_path / "runs" / "now")
+    made = [_sweep_folder(named, "now") for _ in range(3)]
     assert made == [named, f"{named}-2", f"{named}-3"]
     assert all(Path(name).is_dir() for name in made)
     done = luthier(folder, "train", *TINY, "-m", "max_steps=1")
-    (sweep,) = (folder / "runs").glob("multirun_????-??-??_??-??-??")
+    (sweep,) = (folder / "runs").glob("????-??-??_??-??-??")
     assert json.loads((sweep / "0" / "status.json").read_text())["state"] == "done", done.stderr
 
 
