@@ -127,12 +127,14 @@ def _named(function: Callable[..., Any], plugin: str, hook: str) -> Callable[...
     def call(*arguments: Any) -> Any:
         try:
             return function(*arguments)
-        except (KeyboardInterrupt, LuthierError):
+        except KeyboardInterrupt:
             raise
         # A plugin is a stranger's code, and even SystemExit(0) must not pass for the run's own end.
         except BaseException as error:
+            if isinstance(error, LuthierError) and hook != "on_train_error":
+                raise
             failure = PluginError(f"plugin {plugin}: {hook} raised {_said(error)}")
-            failure.status = 1
+            failure.status = 2 if isinstance(error, OSError) else 1  # a full disk is a person's to mend
             if hook != "on_train_error":
                 raise failure from error
             logging.getLogger("luthier").warning("%s", failure)
@@ -141,6 +143,8 @@ def _named(function: Callable[..., Any], plugin: str, hook: str) -> Callable[...
 
 
 def _said(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.filename:
+        return f"{type(error).__name__}: {error.filename}: {error.strerror}"
     return f"{type(error).__name__}: {error}".splitlines()[0]
 
 

@@ -122,7 +122,7 @@ def test_a_hook_that_ends_a_run_is_named_with_status_1(folder, strangers, tmp_pa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ending", ENDINGS)
+@pytest.mark.parametrize("ending", [*ENDINGS, "import luthier; raise luthier.DataError('mine')", "open('/')"])
 def test_a_hook_that_is_told_of_an_error_never_hides_it(folder, strangers, tmp_path, ending):
     source = HOOK.format(hook="on_train_error", arguments="error", ending=ending)
     done = trained(folder, strangers, source, tmp_path / "run", "data.path=nowhere.jsonl")
