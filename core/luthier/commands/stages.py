@@ -82,5 +82,5 @@ def _done(words: list[str]) -> bool:
 def _run(words: list[str]) -> int:
     """Run one command and return its exit status; a signal to stop reaches it too."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith(ALONE)}
-    command = [sys.executable, "-m", "luthier", *words]
+    command = [sys.executable, "-P", "-m", "luthier", *words]  # nothing of the working folder is imported
     return supervised(lambda: subprocess.Popen(command, env=environment), lambda stage: stage.wait())[0]
