@@ -172,16 +172,9 @@ class _Jobs:
         context: Any = multiprocessing.get_context(START)
         context.set_forkserver_preload([PRELOADED])
         process = context.Process(target=cli.run_job, args=(self.verb, plain, overrides, dict(os.environ)))
-
-        def start() -> Any:
-            process.start()
-            return process
-
-        def wait(process: Any) -> int:
-            process.join()
-            return int(process.exitcode)
-
-        status, stopped = supervised(start, wait)
+        status, stopped = supervised(
+            lambda: process.start() or process, lambda own: own.join() or own.exitcode
+        )
         if stopped:
             what = f"stopped by {signal.Signals(stopped).name} in job {len(self.folders) - 1} of the multirun"
             self.error = LuthierError(f"{what}; those after it were not begun. Repeat it with resume=auto")

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from luthier.data.data import Sampler
+from luthier.data.sampler import Sampler
 from luthier.trees import Tree
 
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from omegaconf import DictConfig
 
-from luthier.data.data import Sampler
 from luthier.data.run_data import RunRows
+from luthier.data.sampler import Sampler
 from luthier.errors import ConfigError
 from luthier.trees import Tree
 

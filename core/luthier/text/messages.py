@@ -199,7 +199,8 @@ def _calls(message: dict[str, Any], calling: bool, content: str | None, where: s
 
 def _call(call: Mapping[str, Any]) -> dict[str, Any]:
     """Return a call with its function apart, and arguments as a mapping where they are one as JSON text."""
-    call = call if "function" in call or "name" not in call else {"type": "function", "function": call}
+    flat = call.get("function") is None and call.get("name") is not None
+    call = {"type": "function", "function": call} if flat else call
     function = call.get("function")
     if not isinstance(function, Mapping) or not isinstance(function.get("arguments"), str):
         return dict(call)

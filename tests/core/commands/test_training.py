@@ -187,10 +187,9 @@ def test_the_template_a_run_trained_with_travels_with_its_result(folder, tmp_pat
 
 def test_accuracy_is_a_share_of_the_answers_that_were_verified(folder, tmp_path):
     held = tmp_path / "mixed.jsonl"
-    talk = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "r"}]
     lines = [
-        {"messages": talk},
-        {"messages": [*talk, *talk]},
+        {"text": "what has no prompt"},
+        {"text": "is not answered"},
         {"prompt": "zz", "completion": "y", "answer": 5},
     ]
     held.write_text("".join(json.dumps(line) + "\n" for line in lines))

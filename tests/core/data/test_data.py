@@ -8,7 +8,8 @@ import pytest
 
 from helpers import tiny_tokenizer
 from luthier import Codec, DataError, DataSource, Row
-from luthier.data.data import Encoded, Sampler, encode
+from luthier.data.data import Encoded, encode
+from luthier.data.sampler import Sampler
 from luthier_plugins.objectives.sft import SFT
 
 
