@@ -199,9 +199,10 @@ def _calls(message: dict[str, Any], calling: bool, content: str | None, where: s
 
 def _call(call: Mapping[str, Any]) -> dict[str, Any]:
     """Return a call with its function apart, and arguments as a mapping where they are one as JSON text."""
-    flat = call.get("function") is None and call.get("name") is not None
-    call = {"type": "function", "function": call} if flat else call
-    function = call.get("function")
+    if not functions([call]):
+        return dict(call)
+    function = call.get("function", call)
+    call = call if function is not call else {"type": "function", "function": call}
     if not isinstance(function, Mapping) or not isinstance(function.get("arguments"), str):
         return dict(call)
     try:
