@@ -52,6 +52,7 @@ CASES = {
     "tokens of a tied embedding": (tied, {"trainable_token_indices": [301, 305]}),
     "tokens of the head": (llama, {"trainable_token_indices": {"embed_tokens": [301], "lm_head": [303, 2]}}),
     "tokens beside DoRA": (tied, {"trainable_token_indices": [301], "use_dora": True}),
+    "B3: a head beside the copy that peft saves": (llama, {"target_modules": ["q_proj", "lm_head"]}),
     "an embedding": (llama, {"target_modules": ["q_proj", "embed_tokens", "lm_head"]}),
     "a tied embedding's LoRA": (tied, {"target_modules": ["q_proj", "embed_tokens"]}),
     "an embedding of another rank": (
