@@ -43,7 +43,7 @@ def test_help_shows_their_options(capsys):
     assert "adapter.projection_seed" in shown
     assert "optimiser.beta2" in shown
     assert "objective.nll_weight" in shown
-    assert "lion" in shown.partition("options")[0], "it stands among the optimisers"
+    assert "lion" in shown.partition("recipes, ")[0], "it stands among the optimisers"
     assert "vera_small" in shown
 
 

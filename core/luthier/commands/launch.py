@@ -49,7 +49,8 @@ def launch(verb: str, line: CommandLine) -> int:
             _show(verb, line)
             return 0
         composed = config.compose(verb, line.overrides, line.file, line.folders)
-        if command(verb).single is None:
+        raw: Any = OmegaConf.to_container(composed)
+        if command(verb).single is None and "${" not in raw["run_dir"]:  # a clock's is claimed by the run
             composed.run_dir = str(Path(composed.run_dir).expanduser().absolute())
         run(verb, composed)
     return 0

@@ -251,7 +251,7 @@ def test_an_adapter_that_is_not_finite_is_named(copies, tmp_path):
 
 def test_a_damaged_config_is_named(copies, tmp_path):
     (copies / "two" / "config.json").write_text("{")
-    with pytest.raises(ModelError, match=r"models\.two: .*config\.json is missing or damaged"):
+    with pytest.raises(ModelError, match=r"models\.two: .*config\.json is damaged"):
         merged(copies, tmp_path / "run", "merger=ties")
 
 

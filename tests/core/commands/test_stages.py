@@ -40,8 +40,8 @@ class Forked:
     """What stands for `subprocess.Popen` where a real interpreter's start is not what is tested."""
 
     def __init__(self, words, env):
-        assert words[:3] == [sys.executable, "-m", "luthier"]
-        self.command = forked.Command(words[3:], env=env)
+        assert words[:4] == [sys.executable, "-P", "-m", "luthier"]
+        self.command = forked.Command(words[4:], env=env)
         self.pid = self.command.pid
 
     def wait(self):
