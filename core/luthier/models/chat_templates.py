@@ -12,7 +12,7 @@ from luthier.errors import ConfigError, unknown
 from luthier.registry import catalogue
 from luthier.text import bounded
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("luthier")
 
 MARKER = re.compile(r"<[^<>\s]+>|\[/?[A-Z_]+\]")
 """What the tokens that begin and end turns look like."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from luthier.errors import DataError, UnusableRowError
+from luthier.errors import DataError, LuthierError, UnusableRowError
 from luthier.text.bounds import GIBIBYTES, bounded
 from luthier.text.messages import Message, functions, plain, shortened
 from luthier.text.said import said_by, with_texts
@@ -24,7 +24,7 @@ class AmbiguousTurnError(UnusableRowError):
 
     def __init__(self, origin: str, told: str) -> None:
         super().__init__(origin, "with a turn before which the chat template writes something else")
-        self.args = (f"{origin}: {told}",)
+        LuthierError.__init__(self, f"{origin}: {told}")
 
 
 @dataclass(frozen=True)

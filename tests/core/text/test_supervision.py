@@ -97,6 +97,10 @@ def test_a_template_that_forgets_earlier_thoughts_is_ambiguous_but_for_the_last_
     with pytest.raises(DataError, match=told) as caught:
         codec.conversation(THOUGHT, "f:1")
     assert "\n" not in str(caught.value)
+    hidden = [THOUGHT[0], {**THOUGHT[1], "content": "<think>hm</think>\x1b[2J"}, *THOUGHT[2:]]
+    with pytest.raises(DataError) as caught:
+        codec.conversation(hidden, "f:1")
+    assert "\x1b" not in str(caught.value)
     tree = codec.conversation(THOUGHT, "f:1", "last")
     assert parts(codec, tree)[0] == "<think>so</think>four<|im_end|>"
     assert "hm" not in codec.tokenizer.decode(tree.prompt)
