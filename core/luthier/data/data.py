@@ -120,7 +120,7 @@ class Encoded:
         share = 100 * self.scored_tokens / max(tokens, 1)
         longest = int(self.trees.lengths().max()) if count else 0
         yield (
-            f"{count:,} rows · {tokens:,} tokens, {share:.0f} % supervised · "
+            f"{count:,} row{'s' * (count != 1)} · {tokens:,} tokens, {share:.0f} % supervised · "
             f"{tokens / max(count, 1):,.0f} a row, longest {longest:,}"
         )
         for name, reasons in (

@@ -108,7 +108,7 @@ def test_a_training_command_becomes_its_preview_by_the_verb(folder, capsys):
     assert dispatch(["preview", *arguments]) == 0
     text = capsys.readouterr().out
     assert "dropped: 1 also in eval_data" in text
-    assert "held out  1 rows" in text
+    assert "held out  1 row ·" in text
     assert "rows.jsonl:2" in text
     assert "rows.jsonl:1\n" not in text
     assert not (folder / "runs").exists()

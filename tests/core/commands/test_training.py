@@ -251,7 +251,7 @@ def test_data_of_any_sort_reaches_the_run_through_its_options(folder, tmp_path):
     assert [line.strip() for line in data[1:3]] == [
         "dropped: 2 exact duplicates", "truncated: 1 cut on the left to 40 tokens",
     ]  # fmt: skip
-    assert data[3].startswith("held out  1 rows · ")
+    assert data[3].startswith("held out  1 row · ")
 
 
 @pytest.mark.parametrize("fused", [True, False])
