@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 from luthier.adapters.conv1d import is_conv1d
@@ -17,7 +18,8 @@ _EMBEDDINGS = re.compile(r"(.*\.)?([^.]*embed[^.]*|wte|wpe)(\..*)?")
 def select(model: nn.Module, targets: Any) -> list[str]:
     """Return the names of the linear layers that `targets` means, in the model's order.
 
-    Linear are `nn.Linear`, what inherits it (the quantised layers of bitsandbytes) and transformers' Conv1D.
+    Linear are `nn.Linear`, what inherits it (the quantised layers of bitsandbytes) and transformers' Conv1D;
+    not what a model derives from it for something else, such as routers.
 
     Args:
         model: Any model.
@@ -27,7 +29,7 @@ def select(model: nn.Module, targets: Any) -> list[str]:
     Raises:
         ConfigError: A target matches no linear layer, or the head that is tied to the embedding.
     """
-    linears = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear) or is_conv1d(m)}
+    linears = {name: m for name, m in model.named_modules() if _is_linear(m)}
     if targets == ALL_LINEAR:
         head = _head(model)
         names = [name for name, m in linears.items() if m is not head and _last(name) not in _HEADS]
@@ -91,6 +93,19 @@ def matches(pattern: str, name: str) -> bool:
 def value_for(patterns: Mapping[str, float], name: str, default: float) -> float:
     """Return the value of the first pattern that `name` ends in: a suffix name or regular expression."""
     return next((value for pattern, value in patterns.items() if matches(pattern, name)), default)
+
+
+def _is_linear(module: nn.Module) -> bool:
+    """Whether `module` maps (…, d_in) to (…, d_out); of a model's own kind of layer, shapes tell."""
+    if not isinstance(module, nn.Linear) or not type(module).__module__.startswith("transformers.models."):
+        return isinstance(module, nn.Linear) or is_conv1d(module)
+    weights = {name: weight.to("meta") for name, weight in module.named_parameters()}
+    x = torch.empty(1, module.in_features, device="meta", dtype=module.weight.dtype)
+    try:
+        y = torch.func.functional_call(module, weights, (x,))
+    except Exception:  # noqa: BLE001 (whatever it expects, it is no row of a linear layer)
+        return False
+    return isinstance(y, torch.Tensor) and y.shape == (1, module.out_features)
 
 
 def _matching(pattern: str, linears: Mapping[str, nn.Module]) -> list[str]:

@@ -360,3 +360,16 @@ def test_on_the_meta_device_only_shapes_are_made():
     made = adapted_layers(attached(model))["model.layers.0.self_attn.q_proj"]
     assert made.magnitude.is_meta
     assert made.magnitude.shape == (32,)
+
+
+@pytest.mark.parametrize("base", ["no bias", "linear"])
+def test_an_output_that_is_added_to_in_place_is_no_traceback(base):
+    """C: as Falcon's parallel attention does to the output of its MLP; with a bias the output is not kept."""
+    made, x = layer(base), torch.randn(4, 12)
+    changed = made(x)
+    changed += 1
+    if base == "linear":
+        changed.sum().backward()
+        return
+    with pytest.raises(ModelError, match="adds in place to the output of a layer, which DoRA keeps"):
+        changed.sum().backward()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from luthier import product
+from luthier import ModelError, product
 from luthier_plugins.adapters.dora.row_norms import dense_weight, unbiased
 from luthier_toolkits.low_rank import compute_dtype
 
@@ -92,7 +92,7 @@ class _WeightNormed(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:  # (N, d_out)
-        rows, u, y, a, b, magnitude, c, weight = ctx.saved_tensors
+        rows, u, y, a, b, magnitude, c, weight = _kept(ctx)
         needs_x, needs_z = ctx.needs_input_grad[0], ctx.needs_input_grad[8]
         grad_x = grad_z = grad_a = grad_b = grad_m = None
         with torch.autocast(g.device.type, enabled=False):
@@ -115,6 +115,19 @@ class _WeightNormed(torch.autograd.Function):
                 grad_z = _multiply(g, c, torch.empty_like(g)).view(*ctx.x_shape[:-1], -1)
         grad_x = None if grad_x is None else grad_x.view(ctx.x_shape).to(ctx.x_dtype)
         return grad_x, grad_a, grad_b, grad_m, None, None, None, None, grad_z
+
+
+def _kept(ctx: Any) -> tuple[Tensor, ...]:
+    try:
+        kept: tuple[Tensor, ...] = ctx.saved_tensors
+    except RuntimeError as error:
+        if "inplace" not in str(error):
+            raise
+        raise ModelError(
+            "the model adds in place to the output of a layer, which DoRA keeps for the backward pass, as "
+            "Falcon's does to that of its MLP: leave such layers out of adapter.targets, or take adapter=lora"
+        ) from error
+    return kept
 
 
 def _multiply(rows: Tensor, c: Tensor, out: Tensor) -> Tensor:
