@@ -116,6 +116,7 @@ def _run(
     sys.path[:0] = filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))
     # Where the parent ignores it, as under nohup, a child does too.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     sys.argv = ["luthier", *arguments]
     # Jobs of a multirun are forked from what this process was forked from.
     forkserver._forkserver.ensure_running = lambda: None

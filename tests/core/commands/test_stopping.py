@@ -75,6 +75,7 @@ def test_e_closing_the_terminal_stops_a_multirun_and_its_job_saves(folder):
     process, terminal = pty.fork()
     if not process:
         os.chdir(folder)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which nohup, and a test run under it, ignores
         words = [sys.executable, "-m", "luthier", "train", "-m", *LONG, "hydra.sweep.dir=sweep"]
         os.execv(sys.executable, words)
     os.set_blocking(terminal, False)
@@ -88,7 +89,11 @@ def test_e_closing_the_terminal_stops_a_multirun_and_its_job_saves(folder):
 
     wait_for(folder / "sweep/0/checkpoints/step-00000005", drained)
     os.close(terminal)
-    os.waitpid(process, 0)
+    patience = time.monotonic() + 120
+    while not os.waitpid(process, os.WNOHANG)[0]:
+        if time.monotonic() > patience:
+            os.kill(process, signal.SIGTERM)
+        time.sleep(0.1)
     assert_stopped(folder, "sweep/0")
 
 
