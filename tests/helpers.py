@@ -58,3 +58,13 @@ def plain_values(model, trees) -> torch.Tensor:
                 if wanted:
                     values.append(logprobs[place - 1, row[0, place]])
     return torch.stack(values)
+
+
+def moved(model, seed=1):
+    """Give every trained weight a value, as training would."""
+    g = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.2 * torch.randn(parameter.shape, generator=g))
+    return model

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from helpers import tiny_gpt2, tiny_llama, tiny_tokenizer
+from helpers import moved, tiny_gpt2, tiny_llama, tiny_tokenizer
 from luthier import ModelError, compose
 from luthier.adapters import adapter_off, fold, load_adapter
 from luthier_plugins.adapters.dora.dora import DoRA
@@ -78,16 +78,6 @@ def _peft_warns():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
-
-
-def moved(model, seed=1):
-    """Give every trained weight a value, as training would."""
-    g = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(0.2 * torch.randn(parameter.shape, generator=g))
-    return model
 
 
 def trained(model):

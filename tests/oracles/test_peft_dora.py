@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from helpers import tiny_gpt2, tiny_llama
+from helpers import moved, tiny_gpt2, tiny_llama
 from luthier.adapters.linear_adapter import adapted_layers, fold
 from luthier.adapters.peft_folder import load_adapter
 from luthier_plugins.adapters.dora.dora import DoRA
@@ -50,16 +50,6 @@ def _peft_warns_of_conv1d():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
-
-
-def moved(model, seed=1):
-    """Give every trained weight a value, as training would."""
-    g = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(0.2 * torch.randn(parameter.shape, generator=g))
-    return model
 
 
 def ours(kind, **options):

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier.config import ModelPlace
-from luthier.errors import ConfigError, ModelError, unknown
+from luthier.errors import ConfigError, ModelError
 from luthier.models import chat_templates as templates
 from luthier.models.chat_templates import FOLD
 from luthier.models.pretrained import from_pretrained, told
@@ -47,7 +47,7 @@ def read_as(tokenizer: Any, config: ModelPlace) -> None:
         tokenizer.chat_template = templates.chat_template(config.chat_template, tokenizer)
     for name, known in (("system", "fold"), ("control_tokens", "text")):
         if (value := getattr(config, name)) not in ("keep", known):
-            raise ConfigError(f"model.{unknown(name, str(value), ('keep', known))}")
+            raise ConfigError(f"model.{name}={value}: expected keep or {known}")
     if config.system == "fold" and not str(tokenizer.chat_template or FOLD).startswith(FOLD):
         tokenizer.chat_template = f"{FOLD}{tokenizer.chat_template}"
     if config.control_tokens == "text":

@@ -33,7 +33,8 @@ def with_texts(message: Message, each: Each) -> dict[str, Any]:
     put: dict[str, Any] = {**message}
     for key in (key for key in THOUGHTS if isinstance(message.get(key), str)):
         put[key] = _put(message[key], A_THOUGHT, each)
-    parts = THINK.split(message["content"])
+    # Others may speak of the tags; a thought is the assistant's.
+    parts = THINK.split(message["content"]) if message["role"] == "assistant" else [message["content"]]
     behind = max((place for place, part in enumerate(parts) if part == "</think>"), default=-1)
     whats = [A_THOUGHT if place < behind else f"a text of '{message['role']}'" for place in range(len(parts))]
     put["content"] = "".join(

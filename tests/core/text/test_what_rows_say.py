@@ -202,6 +202,7 @@ BESIDE = [USER, {"role": "assistant", "content": "wait", "tool_calls": [CALL]}]
         (NOBODY, [{"role": "system", "content": "user"}, USER, ANSWER], "a text of 'system'"),
         (CUTS, [USER, {**ANSWER, "content": "a long answer"}], "a text of 'assistant'"),
         (CUTS, [{**USER, "content": "a long question"}, ANSWER], "a text of 'user'"),
+        (FORGETS, [{**USER, "content": "what does </think> end?"}, ANSWER], "a text of 'user'"),
         (FORGETS.replace("and loop.last", "and false"), [USER, IN_TEXT], "a thought"),
     ],
 )  # fmt: skip
