@@ -5,12 +5,11 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-HIDDEN = 0xF0000
-"""From here, in a plane for private use: characters for control tokens that a text spells without meaning."""
-_HIDDEN = re.compile(f"[{chr(HIDDEN)}-{chr(HIDDEN + 0xFFFD)}]")
+_HIDDEN = re.compile("[\ud800-\udfff]")
+"""What stands for control tokens that a text spells without meaning: surrogates, as no text has any alone."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +21,8 @@ class TextEncoder:
     """
 
     tokenizer: Any
+    _counts: dict[str, int] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _stand_ins: dict[str, str] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def plain(self, text: str) -> list[int]:
         """Tokenise `text` without added special tokens."""
@@ -70,10 +71,6 @@ class TextEncoder:
             self._counts[tail] = sum(token in self.special for token in self.plain(tail))
         return self._counts[tail]
 
-    @functools.cached_property
-    def _counts(self) -> dict[str, int]:
-        return {}
-
     def ended(self, ids: list[int]) -> list[int]:
         """Cut the white space behind the end token of an answer, or give it one."""
         kept = ids[: self._stop(ids)]
@@ -104,15 +101,17 @@ class TextEncoder:
     def hide(self, text: str) -> str:
         """Return `text` with characters for the special tokens that it spells, so that they become text."""
         for token in sorted(self.spelled(text), key=lambda token: -len(self._names[token])):
-            text = text.replace(self._names[token], chr(HIDDEN + token))
+            stand_in = self._stand_ins.setdefault(self._names[token], chr(0xD800 + len(self._stand_ins)))
+            text = text.replace(self._names[token], stand_in)
         return text
 
     def _part(self, text: str) -> list[int]:
         """Tokenise a special token, or a text in which none is meant."""
         if text in self._names.values():
             return [self.tokenizer.convert_tokens_to_ids(text)]
-        shown = _HIDDEN.sub(lambda hidden: self._names[ord(hidden[0]) - HIDDEN], text)
-        return list(self.tokenizer(shown, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+        for name, stand_in in self._stand_ins.items():
+            text = text.replace(stand_in, name)
+        return list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
 
     @functools.cached_property
     def _names(self) -> dict[int, str]:

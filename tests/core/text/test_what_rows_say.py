@@ -129,6 +129,19 @@ def test_control_tokens_that_are_spelled_can_be_text():
     assert not codec.noted
 
 
+@pytest.mark.parametrize("many", [0, 70_000])
+def test_characters_that_no_text_has_alone_stand_for_them_whatever_their_number(many):
+    codec = codec_of(CHATML, "text")
+    codec.tokenizer.add_tokens([f"word{place}" for place in range(many)])  # as in vocabularies of 150,000
+    codec.tokenizer.add_special_tokens({"additional_special_tokens": ["<|late|>"]})
+    text = "of <|late|> and \U000f0003 \U0010fffd"
+    tree = codec.conversation([USER, {**ANSWER, "content": text}], "f:1")
+    assert codec.tokenizer.convert_tokens_to_ids("<|late|>") not in tree.branches[0].ids
+    assert said(codec, tree).startswith("of <|late|> and ")
+    own = " \U000f0003 \U0010fffd"  # a text's own characters for private use
+    assert codec.continuation(own) == codec.tokenizer(own, add_special_tokens=False)["input_ids"]
+
+
 # A9: flags of a turn
 
 
