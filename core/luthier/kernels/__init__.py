@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from luthier.kernels.fused import fuse as fuse, unfused as unfused
     from luthier.kernels.fused_rotary import Angles as Angles, Turned as Turned, turned as turned
     from luthier.kernels.matmul import product as product
-    from luthier.kernels.record import is_wide as is_wide, record_of as record_of
+    from luthier.kernels.record import (
+        is_wide as is_wide,
+        keep_rotations as keep_rotations,
+        record_of as record_of,
+    )
 else:
     __getattr__, __dir__, __all__ = attach(__name__)

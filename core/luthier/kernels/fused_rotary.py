@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from luthier.kernels.record import record_of
+
 NAME = "apply_rotary_pos_emb"
 ARGUMENTS = ("q", "k", "cos", "sin", "unsqueeze_dim")
 TOLERANCE = 1e-6
@@ -86,16 +88,19 @@ def rotary_forward(module: nn.Module) -> Callable[..., Any] | None:
     theirs = own.__globals__.get(NAME)
     if theirs is None or not _agrees(theirs):
         return None
-    names = {**own.__globals__, NAME: functools.partial(rotate, theirs)}
+    names = {**own.__globals__, NAME: functools.partial(rotate, theirs, module)}
     forward = types.FunctionType(own.__code__, names, own.__name__, own.__defaults__, own.__closure__)
     forward.__kwdefaults__ = own.__kwdefaults__
     return types.MethodType(forward, module)
 
 
 def rotate(
-    theirs: Rotate, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1
+    theirs: Rotate, module: nn.Module, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1
 ) -> tuple[Tensor, Tensor]:
-    """Rotate queries and keys (B, H, T, D) by angles (B, T, D); of mixed kinds, as `theirs` does."""
+    """Rotate queries and keys (B, H, T, D) by angles (B, T, D); of mixed kinds, as `theirs` does.
+
+    They remember how they were rotated where the attention of `module` reads it.
+    """
     alike = q.dtype == k.dtype and q.shape[-1] == k.shape[-1] == cos.shape[-1]
     # Exact angles of halves: those of a wide residual stream. Under autocast they are left to torch.
     exact = cos.dtype == torch.float32 and not torch.is_autocast_enabled(q.device.type)
@@ -103,7 +108,7 @@ def rotate(
         return theirs(q, k, cos, sin, unsqueeze_dim=unsqueeze_dim)
     cos, sin = cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim)
     after: tuple[Tensor, Tensor] = Rotary.apply(q, cos, sin), Rotary.apply(k, cos, sin)  # type: ignore[no-untyped-call]
-    for before, made in zip((q, k), after, strict=True):
+    for before, made in zip((q, k), after, strict=True) if record_of(module).turns else ():
         vars(made)[MARK] = Turned(before, Angles(cos, sin), made._version)
     return after
 
@@ -115,7 +120,8 @@ def _agrees(theirs: Rotate) -> bool:
         return False
     drawn = torch.randn(2, 8, 3, 5, 16, generator=torch.Generator().manual_seed(0))
     try:
-        actual, expected = (_rotated(turn, *drawn) for turn in (functools.partial(rotate, theirs), theirs))
+        ours = functools.partial(rotate, theirs, nn.Identity())
+        actual, expected = (_rotated(turn, *drawn) for turn in (ours, theirs))
     except Exception:  # noqa: BLE001 - another rotation than it looks like may fail in any way
         return False
     return all(

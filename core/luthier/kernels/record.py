@@ -17,10 +17,13 @@ class KernelRecord:
         fused: Its forward is ours, wherever it has one of its own.
         wide: A norm that is given fp32 and answers in its weight's dtype, or an attention whose scores are
             fp32: see `luthier.kernels.fp32_residual`.
+        turns: Its attention rotates queries and keys again in the backward pass, so that they remember what
+            they were before: see `luthier.kernels.fused_rotary`.
     """
 
     fused: bool = False
     wide: bool = False
+    turns: bool = False
 
 
 _PLAIN = KernelRecord()
@@ -34,6 +37,13 @@ def record_of(module: nn.Module) -> KernelRecord:
 def note(module: nn.Module, **changes: bool) -> None:
     """Change fields of the record of `module`."""
     vars(module)[_ATTRIBUTE] = replace(record_of(module), **changes)
+
+
+def keep_rotations(model: nn.Module, kept: bool) -> None:
+    """Say whether attention reads how queries and keys were rotated; unread, it would be kept in vain."""
+    for module in model.modules():
+        if record_of(module).fused:
+            note(module, turns=kept)
 
 
 def is_wide(model: nn.Module) -> bool:

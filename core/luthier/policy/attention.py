@@ -7,13 +7,15 @@ reach this function, just as it does not reach flash attention; `Policy.check` f
 
 from __future__ import annotations
 
+import functools
+import logging
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import torch
 
 from luthier.errors import ModelError
-from luthier.kernels import record_of, turned
+from luthier.kernels import keep_rotations, record_of, turned
 from luthier.policy.masked_attention import masked_attention
 from luthier.policy.tile_attention import Terms, tile_attention
 from luthier.trees import TreeSpans
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 NAME = "luthier_tree"
+MASKED = {"cuda"}
+"""The types of devices on which attention runs over a mask; elsewhere over tiles."""
+log = logging.getLogger("luthier")
 _native: WeakKeyDictionary[PreTrainedModel, dict[str, Any]] = WeakKeyDictionary()
 
 
@@ -73,7 +78,9 @@ def tree_attention(
     if torch.is_autocast_enabled(device):
         low = torch.get_autocast_dtype(device)
         query, key, value = query.to(low), key.to(low), value.to(low)
-    if device == "cuda" and not dropout:
+    if device in MASKED:
+        if dropout:
+            _say_without_dropout(type(module).__name__)
         return masked_attention(query, key, value, tree_spans, terms).transpose(1, 2).contiguous(), None
     rotations = turned(query), turned(key)
     return tile_attention(query[0], key[0], value[0], tree_spans, terms, rotations)[None], None
@@ -90,9 +97,16 @@ def use_tree(model: PreTrainedModel) -> None:
     before = {part: config._attn_implementation for part, config in parts.items() if config is not None}
     _native[model] = {"": model.config._attn_implementation, **before}
     model.set_attn_implementation(NAME)
+    keep_rotations(model, model.device.type not in MASKED)
 
 
 def use_native(model: PreTrainedModel) -> None:
     """Switch `model` back to the attention it had before `use_tree`."""
     if model.config._attn_implementation == NAME:
         model.set_attn_implementation(_native[model])
+        keep_rotations(model, False)
+
+
+@functools.cache
+def _say_without_dropout(name: str) -> None:
+    log.warning("%s: attention dropout is left out, as no fused kernel with a mask of trees has it", name)

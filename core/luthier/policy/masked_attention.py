@@ -6,14 +6,16 @@ values from memory that grows with the square of a pack's tokens.
 
 import functools
 import importlib.util
+import types
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+from torch.nn.attention.flex_attention import flex_attention
 
+from luthier.policy.block_mask import BLOCK, block_mask, visible
 from luthier.policy.tile_attention import Terms
-from luthier.trees import TreeSpans
+from luthier.trees import Segment, TreeSpans
 
 
 def masked_attention(
@@ -38,74 +40,80 @@ def masked_attention(
 def _dense(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, spans: TreeSpans, terms: Terms
 ) -> torch.Tensor:
-    visible = _dense_mask(spans, terms.window, query.device)
+    seen = _dense_mask(spans, terms.window, query.device)
     groups = query.shape[1] // key.shape[1]
     if terms.softcap is None:
         return torch.nn.functional.scaled_dot_product_attention(
-            query, key, value, visible, scale=terms.scale, enable_gqa=groups > 1
+            query, key, value, seen, scale=terms.scale, enable_gqa=groups > 1
         )
     key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     scores = (query @ key.transpose(2, 3)).float() * terms.scale
     capped = terms.softcap * torch.tanh(scores / terms.softcap)
-    return capped.masked_fill(~visible, -torch.inf).softmax(-1).to(value.dtype) @ value
+    return capped.masked_fill(~seen, -torch.inf).softmax(-1).to(value.dtype) @ value
 
 
 def _dense_mask(spans: TreeSpans, window: int | None, device: torch.device) -> torch.Tensor:
     cached = ("dense", window, device)
     if cached not in spans.cache:
         places = torch.arange(spans.segments[-1].stop, device=device)
-        spans.cache[cached] = _visible(spans.table(device), window)(None, None, places[:, None], places)
+        spans.cache[cached] = visible(spans.table(device), window)(None, None, places[:, None], places)
     mask: torch.Tensor = spans.cache[cached]
     return mask
 
 
-@functools.cache
-def _compiled() -> Callable[..., Any]:
-    return torch.compile(flex_attention)
+def _flex(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, spans: TreeSpans, terms: Terms
+) -> torch.Tensor:
+    tokens = query.shape[2]
+    if short := max(0, 2 * BLOCK - tokens):
+        # Shorter ones would have kernels of their own; what is added sees itself alone.
+        query, key, value = (torch.nn.functional.pad(x, (0, 0, 0, short)) for x in (query, key, value))
+    mask = _block_mask(spans, terms.window, short, query.device)
+    shape = (*query.shape[1::2], key.shape[1], value.shape[3])
+    grads = tuple(x.requires_grad for x in (query, key, value)) if torch.is_grad_enabled() else None
+    attend = _compiled(shape, query.dtype, terms, grads)
+    attended: torch.Tensor = attend(query, key, value, mask, _cap(terms.softcap), terms.scale)
+    return attended[:, :, :tokens]
 
 
 @functools.cache
-def _cap(softcap: float) -> Callable[..., torch.Tensor]:
-    # One function object a value, so that the compiled kernel is found again.
+def _compiled(
+    shape: tuple[int, ...], dtype: torch.dtype, terms: Terms, grads: tuple[bool, ...] | None
+) -> Callable[..., Any]:
+    """Return what runs heads of one `shape` and `terms`, compiled for packs of any length.
+
+    Of one function's code torch compiles eight graphs; then it runs flex_attention as it is written, with
+    whole (H, T, T) scores. It also takes a number that differs between calls for a variable, which soft caps
+    must not be. So each kind of layer has code of its own, by a name of its own, and two graphs: for the
+    first length, and for all others. ``fullgraph`` makes torch raise where it would give up.
+    """
+    name = f"attend_{shape}_{dtype}_{terms}_{grads}"
+    code = _attend.__code__.replace(co_name=name)
+    return torch.compile(types.FunctionType(code, globals(), name), fullgraph=True)
+
+
+def _attend(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, cap: Any, scale: float
+) -> Any:
+    grouped = query.shape[1] != key.shape[1]
+    return flex_attention(query, key, value, score_mod=cap, block_mask=mask, scale=scale, enable_gqa=grouped)
+
+
+@functools.cache
+def _cap(softcap: float | None) -> Callable[..., torch.Tensor] | None:
+    if softcap is None:
+        return None
+
     def cap(score: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
         return softcap * torch.tanh(score / softcap)
 
     return cap
 
 
-def _flex(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, spans: TreeSpans, terms: Terms
-) -> torch.Tensor:
-    cap = None if terms.softcap is None else _cap(terms.softcap)
-    mask = _block_mask(spans, terms.window, query.device)
-    attended: torch.Tensor = _compiled()(
-        query,
-        key,
-        value,
-        score_mod=cap,
-        block_mask=mask,
-        scale=terms.scale,
-        enable_gqa=query.shape[1] != key.shape[1],
-    )
-    return attended
-
-
-def _block_mask(spans: TreeSpans, window: int | None, device: torch.device) -> Any:
+def _block_mask(spans: TreeSpans, window: int | None, short: int, device: torch.device) -> Any:
     cached = ("flex", window, device)
     if cached not in spans.cache:
-        visible = _visible(spans.table(device), window)
-        tokens = spans.segments[-1].stop
-        spans.cache[cached] = create_block_mask(visible, None, None, tokens, tokens, device=str(device))
+        end = spans.segments[-1].stop
+        added = (Segment(end, end + short),) if short else ()
+        spans.cache[cached] = block_mask(TreeSpans((*spans.segments, *added)), window, device)
     return spans.cache[cached]
-
-
-def _visible(table: torch.Tensor, window: int | None) -> Callable[..., Any]:
-    """Return flex attention's mask function: whether token q sees token k."""
-    segment, parent, prompt, place = table
-
-    def visible(batch: Any, head: Any, q: torch.Tensor, k: torch.Tensor) -> Any:
-        own = (segment[q] == segment[k]) & (q >= k)
-        seen = own | ((parent[q] == segment[k]) & (place[k] < prompt[q]))
-        return seen if window is None else seen & (place[q] - place[k] < window)
-
-    return visible

@@ -6,6 +6,7 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from luthier import Branch, Pack, Tree
 from luthier.kernels.fused_rotary import rotate, turned
+from luthier.kernels.record import note
 from luthier.policy.attention import tree_attention
 
 TREES = [Tree((1,) * 9, (Branch((2,) * 5), Branch((3,) * 4))), Tree((1,) * 3, (Branch((2,) * 6),))]
@@ -28,8 +29,12 @@ def attend(rotation, inputs, cos, sin):
     return tree_attention(torch.nn.Identity(), q, k, inputs[2], None, tree_spans=SPANS)[0]
 
 
+READS = torch.nn.Identity()
+note(READS, turns=True)
+
+
 def ours(*args):
-    return rotate(apply_rotary_pos_emb, *args)
+    return rotate(apply_rotary_pos_emb, READS, *args)
 
 
 def kept_by(rotation, inputs, cos, sin):

@@ -6,14 +6,14 @@ import importlib.util
 import pytest
 import torch
 import transformers as tf
-from torch.nn.attention.flex_attention import create_mask, flex_attention
+from torch.nn.attention.flex_attention import create_mask
 
 from helpers import plain_values
 from luthier import Branch, ModelError, ModelPolicy, Pack, Tree
 from luthier.policy import masked_attention
 from luthier.policy.attention import NAME, tree_attention
+from luthier.policy.block_mask import visible as sees
 from luthier.policy.forward import TreeForward
-from luthier.policy.masked_attention import _visible
 from luthier.policy.tile_attention import Terms, tile_attention
 from luthier.trees import layout as spans
 
@@ -139,9 +139,9 @@ def test_tiles_equal_attention_over_the_mask_that_flex_uses(dtype, window, softc
     trees = [Tree((1,) * 150, (Branch((2,) * 140), Branch((3,) * 20))), *TREES]
     layout = Pack.of(trees).spans
     count, terms = layout.segments[-1].stop, Terms(0.4, window, softcap)
-    visible = create_mask(
-        _visible(layout.table(torch.device("cpu")), window), 1, 1, count, count, device="cpu"
-    )[0, 0]
+    visible = create_mask(sees(layout.table(torch.device("cpu")), window), 1, 1, count, count, device="cpu")[
+        0, 0
+    ]
     torch.manual_seed(0)
     inputs = [torch.randn(heads, count, 8, dtype=dtype).requires_grad_() for heads in (4, 2, 2)]
     upstream = torch.randn(count, 4, 8)
@@ -163,7 +163,7 @@ def test_tiles_equal_attention_over_the_mask_that_flex_uses(dtype, window, softc
 @pytest.mark.parametrize("softcap", [None, 1.5])
 def test_what_accelerators_run_equals_the_tiles(monkeypatch, way, window, softcap):
     # Uncompiled, flex_attention's forward runs on CPU too: the same mask, grouping and softcap.
-    monkeypatch.setattr(masked_attention, "_compiled", lambda: flex_attention)
+    monkeypatch.setattr(masked_attention, "_compiled", lambda *_: masked_attention._attend)
     layout, terms = Pack.of(TREES).spans, Terms(0.4, window, softcap)
     torch.manual_seed(0)
     sizes = (layout.segments[-1].stop, 16)
