@@ -12,12 +12,9 @@ if TYPE_CHECKING:
         answers as answers,
         check_room as check_room,
     )
-    from luthier.policy.model_policy import (
-        ModelPolicy as ModelPolicy,
-        policy_of as policy_of,
-        undisturbed as undisturbed,
-    )
+    from luthier.policy.model_policy import ModelPolicy as ModelPolicy, policy_of as policy_of
     from luthier.policy.policy import Logprobs as Logprobs, Policy as Policy
+    from luthier.policy.probe import undisturbed as undisturbed
     from luthier.policy.references import (
         References as References,
         fingerprint as fingerprint,

@@ -16,7 +16,13 @@ if TYPE_CHECKING:
 
 
 class Forward(Protocol):
-    """One way to run packs."""
+    """One way to run packs.
+
+    Attributes:
+        path: Its name.
+    """
+
+    path: str
 
     def attach(self) -> None:
         """Switch the model to the attention this way needs.
@@ -54,6 +60,8 @@ class _Headed(Forward):
 class TreeForward(_Headed):
     """All trees in one row; nothing is computed twice."""
 
+    path = "tree"
+
     def attach(self) -> None:
         """Switch to tree attention; refuse chunked attention, which only the model's own mask knows."""
         if self.model.config.get_text_config().to_dict().get("attention_chunk_size"):
@@ -71,6 +79,7 @@ class TreeForward(_Headed):
 class _Padded:
     """Every path from a root to a leaf is a padded row of a batch; prompts are repeated for each child."""
 
+    path = "padded"
     model: PreTrainedModel
 
     def attach(self) -> None:

@@ -16,8 +16,9 @@ from luthier.policy.attention import use_native
 from luthier.policy.forward import Forward, PaddedForward, PaddedLogits, TreeForward
 from luthier.policy.head import Head
 from luthier.policy.policy import Logprobs
+from luthier.policy.probe import both_passes, probe, undisturbed
 from luthier.policy.references import References
-from luthier.trees import Branch, Pack, Tree
+from luthier.trees import Pack
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -62,6 +63,11 @@ class ModelPolicy:
         self._forward = self._candidates()[0]
         with contextlib.suppress(ModelError):  # `check` says it, and what to do instead
             self._forward.attach()
+
+    @property
+    def path(self) -> str:
+        """How packs run: as a ``tree``, or as ``padded`` rows."""
+        return self._forward.path
 
     @property
     def device(self) -> torch.device:
@@ -127,7 +133,7 @@ class ModelPolicy:
             self._forward.attach()
 
     def check(self) -> None:
-        """Compare with plain forwards on a few tokens; choose padded batches where values differ.
+        """Compare values and gradients of a few tokens with plain passes; choose padded rows if they differ.
 
         A model that cannot take token trees is reported to the logger `luthier` with the reason and the cost.
 
@@ -136,9 +142,9 @@ class ModelPolicy:
                 at a time.
         """
         with undisturbed(self.model), self.autocast():
-            pack = _probe(self.model, self.device)
+            pack = probe(self.model, self.device)
             # A config may be wrong in what only a forward pass reads.
-            expected = told(type(self.model).__name__, lambda: self._plain(pack))
+            expected = told(type(self.model).__name__, lambda: self._passes(lambda: self._plain(pack)))
             faults = []
             for forward in self._candidates():
                 fault = self._fault(forward, pack, expected)
@@ -179,44 +185,28 @@ class ModelPolicy:
                 )
         return torch.cat(values)
 
-    def _fault(self, forward: Forward, pack: Pack, expected: torch.Tensor) -> str:
+    def _passes(self, run: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return what `run` gives and its gradient, which is 0 where a kernel has no backward pass."""
+        try:
+            return both_passes(self.model, run)
+        except (NotImplementedError, RuntimeError):
+            return run(), torch.zeros((), device=self.device)
+
+    def _fault(self, forward: Forward, pack: Pack, expected: tuple[torch.Tensor, torch.Tensor]) -> str:
         try:
             forward.attach()
-            apart = (forward.logprobs(pack) - expected).abs().max().item()
+            found = self._passes(lambda: forward.logprobs(pack))
         except Exception as error:  # noqa: BLE001 - a model's own code may fail in any way
             return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-        dtype = self.autocast_dtype or self.model.dtype
+        values, gradients = ((a - b).abs().max().item() for a, b in zip(found, expected, strict=True))
+        allowed = TOLERANCE.get(self.autocast_dtype or self.model.dtype, 0.3)
         # `not <=`, so that NaN is a fault.
-        return "" if apart <= TOLERANCE.get(dtype, 0.3) else f"log-probabilities stray by {apart:.2g}"
+        if not values <= allowed:
+            return f"log-probabilities stray by {values:.2g}"
+        if not gradients <= allowed * expected[1].abs().max().item():
+            return f"gradients stray by {gradients:.2g}"
+        return ""
 
 
 def _here(call: Callable[[], Any]) -> Any:
     return call()
-
-
-@contextlib.contextmanager
-def undisturbed(model: PreTrainedModel) -> Iterator[None]:
-    """Run without gradients and dropout, and leave every module's training mode as it was."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-
-
-def _probe(model: PreTrainedModel, device: torch.device) -> Pack:
-    """Two small trees whose values change if anything leaks or is lost; no random state is used.
-
-    Every child has several tokens: the first one is predicted from the prompt, and says nothing of its child.
-    """
-    config = model.config.get_text_config().to_dict()
-    special = {config.get(name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
-    pool = [token for token in range(min(config["vocab_size"], 1000)) if token not in special]
-    ids = tuple(pool[(37 * place + 11) % len(pool)] for place in range(21))
-    return Pack.of(
-        [Tree(ids[:5], (Branch(ids[5:9]), Branch(ids[9:13]))), Tree(ids[13:16], (Branch(ids[16:21]),))],
-        device,
-    )

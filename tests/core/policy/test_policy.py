@@ -9,6 +9,7 @@ import transformers as tf
 
 from helpers import plain_values
 from luthier import Branch, Logprobs, ModelError, ModelPolicy, Pack, Tree
+from luthier.policy import attention
 from luthier.policy.attention import NAME
 from luthier.policy.forward import PaddedForward, PaddedLogits, TreeForward
 
@@ -142,6 +143,52 @@ def test_a_model_that_depends_on_its_batch_is_refused():
     model.model.norm.register_forward_hook(lambda module, args, out: out + 0.1 * out.sum((0, 1)))
     with pytest.raises(ModelError, match="other values in a batch"):
         ModelPolicy(model).check()
+
+
+class Twisted(torch.autograd.Function):
+    """The identity, with another gradient: a kernel that learns wrongly."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return 1.5 * grad
+
+
+def test_a_wrong_backward_pass_is_found(monkeypatch, caplog):
+    rightly = attention.tree_attention
+
+    def learns_wrongly(*args, **options):
+        out, nothing = rightly(*args, **options)
+        return Twisted.apply(out), nothing
+
+    model = build(LLAMA)
+    policy = ModelPolicy(model)
+    assert policy.path == "tree"
+    monkeypatch.setattr(attention, "tree_attention", learns_wrongly)
+    with caplog.at_level(logging.WARNING, "luthier"):
+        policy.check()
+    assert policy.path == "padded"
+    assert "gradients stray by" in caplog.text
+
+
+def test_a_model_without_a_backward_pass_is_checked_by_its_values():
+    class OneWay(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, grad):
+            raise NotImplementedError("this kernel cannot")
+
+    model = build(LLAMA)
+    model.model.norm.register_forward_hook(lambda module, args, out: OneWay.apply(out))
+    policy = ModelPolicy(model)
+    policy.check()
+    assert policy.path == "tree"
 
 
 def test_the_check_leaves_no_trace():
