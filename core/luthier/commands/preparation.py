@@ -32,6 +32,11 @@ def prepared(config: DictConfig, run_dir: Path, processes: Processes) -> Trainin
     seed_everything(config.seed, processes.rank)
     optimiser: Optimiser = configs.build("optimiser", config.optimiser)
     check_processes(config.optimiser.name, optimiser, processes)
+    if processes.count > 1 and ":" in config.model.device:
+        raise ConfigError(
+            f"model.device={config.model.device} would put {processes.count} processes on one device; "
+            "leave it out: every process takes the one that its launcher gives it"
+        )
     adapter: Adapter = configs.build("adapter", config.adapter)
     objective = objective_of(config)
     objective.check_run(config, processes)

@@ -56,14 +56,18 @@ def train(config: DictConfig) -> TrainResult:
     processes = Processes.launched()
     if not processes.main:
         log.setLevel(logging.ERROR)
-    if config.stages and processes.main and not finished(Path(config.run_dir)):
-        do_stages({str(name): str(line) for name, line in config.stages.items()})
-    processes.same(None)  # the others wait
+    if config.stages:
+        processes.after_main(lambda: _earlier(config))
     with run_folder(config, processes) as run_dir:
         if done := completed(config, run_dir):
             log.warning("%s is complete: all %d steps are done", run_dir, done.steps)
             return done
         return _Training.prepare(config, run_dir, processes).go()
+
+
+def _earlier(config: DictConfig) -> None:
+    if not finished(Path(config.run_dir)):
+        do_stages({str(name): str(line) for name, line in config.stages.items()})
 
 
 @dataclass(frozen=True)
@@ -212,14 +216,16 @@ class _Training:
 
     def _save(self) -> None:
         model = self.run.processes.gather_into(self.twin, self.run.loaded.model)
-        if self.run.processes.main:
+
+        def write() -> None:
             folder = self.run.run_dir / "model"
             left = "make room, and go on from the last checkpoint: resume=auto"
             with writing(folder, left), written_whole(folder) as fresh:
                 self.run.adapter.save(model, fresh, self.run.loaded.name)
                 self.run.loaded.tokenizer.save_pretrained(fresh)
                 self.run.loaded.model.generation_config.save_pretrained(fresh)
-        self.run.processes.gather(None)  # nobody goes on before it is written
+
+        self.run.processes.after_main(write)
 
     def _result(
         self,

@@ -49,4 +49,5 @@ class ModelConfig(ModelPlace):
     wide_residual: bool | None = option(
         None, "Keep the residual stream in fp32 under 16-bit weights; null: where there is a reference."
     )
+    deterministic: bool = option(False, "Sum in one order on CUDA too: resumed runs are exact, steps slower.")
     fused: bool = option(True, "Run frozen MLPs, norms and products as fused functions, checked at start.")

@@ -18,7 +18,7 @@ from luthier.models.score_head import HEADS, head_name, load_head, saved_kind, s
 from luthier.models.tokenizer import answer_ends, load_tokenizer, read_as
 from luthier.models.vocabulary import add_tokens, fit
 from luthier.registry import catalogue
-from luthier.system import pick_device, pick_dtype, weights_and_autocast
+from luthier.system import pick_device, pick_dtype, settle, weights_and_autocast
 from luthier.text import Codec
 
 
@@ -123,6 +123,7 @@ def load_model(
         ModelError: A model that is not there or cannot be used; one line says what to do.
     """
     device = pick_device(config.device)
+    settle(config.deterministic)
     dtype = pick_dtype(config.dtype, device)
     stored, autocast_dtype = weights_and_autocast(dtype, train_base)
     source = find_source(config)

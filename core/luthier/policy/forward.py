@@ -73,7 +73,7 @@ class TreeForward(_Headed):
         out = self.model.get_decoder()(
             input_ids=pack.input_ids, position_ids=pack.position_ids, tree_spans=pack.spans, use_cache=False
         )
-        return out.last_hidden_state[0].index_select(0, positions)  # type: ignore[no-any-return]
+        return _picked(out.last_hidden_state[0], positions)
 
 
 class _Padded:
@@ -90,7 +90,7 @@ class _Padded:
         """See `Forward.hidden`."""
         ids, mask, places = _rows(pack)
         out = self.model.get_decoder()(input_ids=ids, attention_mask=mask, use_cache=False)
-        return out.last_hidden_state.flatten(0, 1).index_select(0, places[positions])  # type: ignore[no-any-return]
+        return _picked(out.last_hidden_state.flatten(0, 1), places[positions])
 
 
 class PaddedForward(_Padded, _Headed):
@@ -107,12 +107,20 @@ class PaddedLogits(_Padded):
         """See `Forward.logprobs`."""
         ids, mask, places = _rows(pack)
         logits = self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits
-        scored = logits.flatten(0, 1).index_select(0, places[pack.positions]).float().log_softmax(-1)
-        return scored.gather(1, pack.targets[:, None])[:, 0]  # type: ignore[no-any-return]
+        scored = _picked(logits.flatten(0, 1), places[pack.positions]).float().log_softmax(-1)
+        return scored.gather(1, pack.targets[:, None])[:, 0]
 
     def both(self, pack: Pack) -> tuple[torch.Tensor, torch.Tensor]:
         """See `Forward.both`; the model runs twice."""
         return self.logprobs(pack), self.hidden(pack, pack.positions)
+
+
+def _picked(rows: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """Return ``rows[places]``, whose gradients are summed in one order where branches share a place.
+
+    Of torch's two ways, CUDA sorts for the one and adds atomically for the other; on a CPU it is the reverse.
+    """
+    return rows[places] if rows.device.type == "cuda" else rows.index_select(0, places)
 
 
 def _rows(pack: Pack) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -46,7 +46,7 @@ class TrainingState:
             "progress": progress,
             "optimiser": flatten(self.optimiser.state_dict(), optimiser, "optimiser"),
             "schedule": flatten(self.schedule.state_dict(), {}, "schedule"),
-            "random": self.processes.gather(_random()),
+            "random": self.processes.gather(_random(self._device)),
         }
         return Snapshot({"weights": self._weights(), "optimiser": optimiser}, values)
 
@@ -70,7 +70,7 @@ class TrainingState:
         states = snapshot.values["random"]
         # A process that the checkpoint does not know keeps its fresh seed.
         if self.processes.rank < len(states):
-            _set_random(states[self.processes.rank])
+            _set_random(states[self.processes.rank], self._device)
 
     def _follow_schedule(self) -> None:
         """Take the learning rate from the schedule as it is now: the run may have become longer."""
@@ -96,6 +96,10 @@ class TrainingState:
                 actual, expected = list(weights[name].shape), list(tensor.shape)
                 raise ModelError(f"the checkpoint's {name} is {actual}, expected {expected}")
             tensor.copy_(like_parameter(weights[name], tensor))
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.model.parameters()).device
 
     def _weights(self) -> Tensors:
         return {name: _on_cpu(tensor) for name, tensor in trained_tensors(self.model).items()}
@@ -157,8 +161,8 @@ def _on_cpu(tensor: torch.Tensor) -> torch.Tensor:
     return whole_tensor(tensor.detach()).to("cpu", copy=True).contiguous()
 
 
-def _random() -> dict[str, Any]:
-    """Return the state of every generator, as JSON."""
+def _random(device: torch.device) -> dict[str, Any]:
+    """Return the state of every generator that a run on `device` draws from, as JSON."""
     name, keys, *rest = np.random.get_state()
     version, numbers, gauss = random.getstate()
     state = {
@@ -166,19 +170,19 @@ def _random() -> dict[str, Any]:
         "python": [version, list(numbers), gauss],
         "numpy": [name, np.asarray(keys).tolist(), *rest],
     }
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state().numpy().tobytes().hex()
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device).numpy().tobytes().hex()
     return state
 
 
-def _set_random(state: Mapping[str, Any]) -> None:
+def _set_random(state: Mapping[str, Any], device: torch.device) -> None:
     version, numbers, gauss = state["python"]
     name, keys, *rest = state["numpy"]
     torch.set_rng_state(_bytes(state["torch"]))
     random.setstate((version, tuple(numbers), gauss))
     np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(_bytes(state["cuda"]))
+    if "cuda" in state and device.type == "cuda":
+        torch.cuda.set_rng_state(_bytes(state["cuda"]), device)
 
 
 def _bytes(text: str) -> torch.Tensor:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         DTYPES as DTYPES,
         pick_device as pick_device,
         pick_dtype as pick_dtype,
+        settle as settle,
         weights_and_autocast as weights_and_autocast,
     )
     from luthier.system.processes import (

@@ -1,5 +1,7 @@
 """Where a model runs and in which numbers."""
 
+import os
+
 import torch
 
 from luthier.errors import ConfigError, unknown
@@ -25,6 +27,19 @@ def pick_device(name: str) -> torch.device:
             "devices here; choose auto or cpu"
         )
     return device
+
+
+def settle(deterministic: bool) -> None:
+    """Say for this process how torch sums: 16-bit products in fp32, and with `deterministic` in one order.
+
+    In 16 bits a thin product, such as the gradient of LoRA's A over thousands of rows, would lose its end.
+    """
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else cuBLAS may choose anew each time
+        torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined] # costs a pass
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 BUCKET = 1 << 24
 """Elements of gradient that are summed in one message."""
+_DONE = itertools.count()
+"""Numbers of what the main process did alone; every process counts the same."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,18 @@ class Processes:
 
         shared: T = broadcast_object_list([value])[0]
         return shared
+
+    def after_main(self, work: Callable[[], None]) -> None:
+        """Let the main process do `work` while the others wait, for hours if it must: collectives time out."""
+        if self.main:
+            work()
+        if self.count > 1:
+            done = f"luthier.done.{next(_DONE)}"
+            store = torch.distributed.distributed_c10d._get_default_store()
+            if self.main:
+                store.set(done, "")
+            while not store.check([done]):
+                time.sleep(0.2)
 
     def gather(self, value: T) -> list[T]:
         """Return what every process gives, by rank, in every process."""

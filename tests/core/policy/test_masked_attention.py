@@ -19,6 +19,7 @@ from luthier import Branch, ModelPolicy, Pack, Tree
 from luthier.kernels import Turned, fuse, keep_rotations
 from luthier.policy import attention, masked_attention
 from luthier.policy.block_mask import block_mask, visible
+from luthier.policy.forward import _picked
 from luthier.policy.tile_attention import Terms
 from luthier.trees import Segment, TreeSpans
 
@@ -178,3 +179,21 @@ def test_dropout_that_no_mask_has_is_left_out_and_said_once(monkeypatch, caplog)
     assert [record.message.split(":")[1] for record in caplog.records] == [
         " attention dropout is left out, as no fused kernel with a mask of trees has it"
     ]
+
+
+# Sums in one order: on a GPU indexing sorts before it adds, where index_select adds atomically
+
+
+class OnCuda(torch.Tensor):
+    """A tensor of the CPU that says it is on a GPU."""
+
+    device = torch.device("cuda")
+
+
+def test_hidden_states_that_branches_share_are_picked_by_what_sums_in_one_order():
+    rows, places = torch.randn(5, 3, requires_grad=True), torch.tensor([1, 1, 4, 1])
+    there = _picked(rows.as_subclass(OnCuda), places)
+    here = _picked(rows, places)
+    assert torch.equal(there, here)
+    assert type(there.grad_fn).__name__ == "AliasBackward0" or "Index" in type(there.grad_fn).__name__
+    assert type(here.grad_fn).__name__ == "IndexSelectBackward0"

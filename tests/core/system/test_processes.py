@@ -124,6 +124,17 @@ def test_one_bad_row_ends_all_processes_with_its_name(folder, tmp_path):
     assert "rows.jsonl:22: not JSON" in told.stderr
 
 
+def test_others_wait_for_the_main_process_longer_than_a_collective_would(tmp_path):
+    run_forked("ddp", str(tmp_path), module="waiting")
+    assert [(tmp_path / name).read_text() for name in ("worked", "saw0", "saw1")] == ["0"] * 3
+
+
+def test_one_device_for_several_processes_is_refused(folder, tmp_path):
+    told = run_forked("ddp", "train", *options(folder, f"run_dir={tmp_path}/run"), "model.device=cpu:0",
+                      status=2)  # fmt: skip
+    assert "model.device=cpu:0 would put 2 processes on one device" in "".join(told)
+
+
 def test_processes_that_are_not_supported_are_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
