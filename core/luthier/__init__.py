@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from luthier.config.composition import compose as compose
     from luthier.contracts.adapter import Adapter as Adapter
     from luthier.contracts.command import Command as Command
-    from luthier.contracts.data_source import DataSource as DataSource, Row as Row
+    from luthier.contracts.data_source import DataSource as DataSource, Row as Row, spoken as spoken
     from luthier.contracts.hookspecs import Register as Register, hookimpl as hookimpl
     from luthier.contracts.merger import Group as Group, Groups as Groups, Merger as Merger
     from luthier.contracts.method import option as option

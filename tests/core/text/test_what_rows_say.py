@@ -427,6 +427,28 @@ def test_the_prompt_of_a_conversation_is_what_stands_before_its_answer(fields, p
     assert (row.fields["prompt"], row.fields.get("completion")) == (prompt, completion)
 
 
+@pytest.mark.parametrize("template", [CHATML, FORGETS])
+@pytest.mark.parametrize(
+    "answer",
+    [ANSWER, {**ANSWER, "content": "<think>\nhm\n</think>\n\ntwo"}, {**ANSWER, "reasoning_content": "hm"}],
+)
+def test_an_answer_is_right_by_what_it_says_behind_its_thoughts(template, answer):
+    # Qwen3's template writes an empty thought before every answer: none that was learned by heart was right.
+    codec, source = codec_of(template), listed()
+    row = asked(Row({"messages": [USER, answer]}, "f:1"))
+    if "reasoning_content" not in answer or template == FORGETS:
+        learned = codec.text(codec.conversation([USER, answer], "f:1").branches[0].ids)
+        assert source.verify(row, learned) == 1.0
+    assert source.verify(row, "<think>\nwell, two\n</think>\n\n two\n") == 1.0
+    assert source.verify(row, "two") == 1.0
+    assert source.verify(row, "<think>\ntwo\n</think>\n\nthree") == 0.0
+
+
+def test_how_a_call_is_spelled_is_known_to_nobody():
+    called = {"messages": [USER, {**ANSWER, "content": "", "tool_calls": [CALL]}]}
+    assert listed().verify(asked(Row(called, "f:1")), "add(three)") is None
+
+
 @pytest.mark.parametrize(
     "fields", [{"text": "a"}, {"messages": [ANSWER]}, {"messages": []}, {"messages": "a"}]
 )
