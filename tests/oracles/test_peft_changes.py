@@ -51,6 +51,13 @@ CASES = {
     "tokens": (llama, {"trainable_token_indices": [301, 305]}),
     "tokens of a tied embedding": (tied, {"trainable_token_indices": [301, 305]}),
     "tokens of the head": (llama, {"trainable_token_indices": {"embed_tokens": [301], "lm_head": [303, 2]}}),
+    "other tokens of a tied head": (
+        tied, {"trainable_token_indices": {"embed_tokens": [301, 5], "lm_head": [303]}},
+    ),
+    "tokens of a tied head alone": (tied, {"trainable_token_indices": {"lm_head": [303, 2]}}),
+    "the same tokens of a tied head": (
+        tied, {"trainable_token_indices": {"embed_tokens": [301, 305], "lm_head": [301, 305]}},
+    ),
     "tokens beside DoRA": (tied, {"trainable_token_indices": [301], "use_dora": True}),
     "B3: a head beside the copy that peft saves": (llama, {"target_modules": ["q_proj", "lm_head"]}),
     "an embedding": (llama, {"target_modules": ["q_proj", "embed_tokens", "lm_head"]}),

@@ -174,7 +174,7 @@ def read_header(file: Path) -> tuple[dict[str, Any], int]:
 
 
 def _check_sound(file: Path) -> None:
-    """Let safetensors look at the header: names once each, data without gaps or overlaps, nothing behind them.
+    """Let safetensors look at the header: names once each, no gaps, no overlaps, nothing behind the data.
 
     Raises:
         ModelError: It refuses the file, as transformers would.
