@@ -16,6 +16,7 @@ from torch import nn
 
 from luthier.adapters.adapted_module import change
 from luthier.adapters.peft_changes import OPTIONS, state_of, take_changes
+from luthier.adapters.targets import tell_lacking
 from luthier.contracts import Adapter
 from luthier.errors import ConfigError, ModelError, unknown
 from luthier.models import TASKS, head_name, head_of, load_head, peft_kind
@@ -204,7 +205,9 @@ def _saved(
     model: str,
 ) -> SavedAdapter:
     own = [name for name in tensors if name not in cls.peft_shared]
-    return SavedAdapter(cls, config, tensors, tuple(_modules(folder, modules, own, model)))
+    layers = tuple(_modules(folder, modules, own, model))
+    tell_lacking(folder, config, set(modules) - set(layers))
+    return SavedAdapter(cls, config, tensors, layers)
 
 
 def _kind(
