@@ -1,5 +1,6 @@
 """LoRA on stacked experts against peft's ``target_parameters``: the same tensors, function and gradients."""
 
+import json
 import logging
 import warnings
 
@@ -9,7 +10,7 @@ import torch
 from luthier import ConfigError
 from luthier.adapters import load_adapter
 from luthier.testing import tiny_moe
-from luthier.testing.models import FAMILIES
+from luthier.testing.models import FAMILIES, quantised
 from luthier_plugins.adapters.dora.dora import DoRA
 from luthier_plugins.adapters.lora import LoRA
 
@@ -102,3 +103,17 @@ def test_of_dora_peft_is_warned_of(tmp_path, caplog):
 def test_what_cannot_be_is_refused(options, told):
     with pytest.raises(ConfigError, match=told):
         LoRA(**{"rank": 2, "dropout": 0.0, **options}).attach(tiny_moe("mixtral"), torch.Generator())
+
+
+def test_layers_told_as_parameters_are_read_on_a_quantised_base(tmp_path):
+    """B1: what a run on a quantised base saved can be used."""
+    model, adapter = quantised(tiny_moe("deepseek_v3")), LoRA(rank=2, dropout=0.0)
+    adapter.attach(model, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = moved(model)(IDS).logits
+    adapter.save(model, tmp_path, "some/base")
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["target_parameters"]
+    again = quantised(tiny_moe("deepseek_v3"))
+    load_adapter(again, tmp_path, {"LORA": LoRA}, trainable=False)
+    with torch.no_grad():
+        assert torch.equal(again(IDS).logits, expected)
