@@ -112,8 +112,9 @@ def run_job(verb: str, plain: dict[str, Any], overrides: list[str], environment:
 
     from luthier import config
     from luthier.commands.launch import run
-    from luthier.runs import job_status
+    from luthier.runs import job_status, stop_with_parent
 
+    stop_with_parent()
     config.prepare()
 
     def job() -> int:

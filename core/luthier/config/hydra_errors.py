@@ -48,6 +48,8 @@ def check_overrides(overrides: Iterable[str]) -> None:
                 raise HydraException("it names nothing")
         except HydraException as error:
             raise ConfigError(f"'{override}' is no override: {FORM}") from error
+        if parsed.key_or_group == "run_dir" and parsed.is_sweep_override():
+            raise ConfigError(f"{override}: a multirun has one run_dir, with a folder for every run in it")
         chooses = parsed.key_or_group in groups and not parsed.is_delete() and not parsed.is_sweep_override()
         if chooses and (not isinstance(parsed.value(), str | list) or parsed.value() == ""):
             known = ", ".join(_choices(parsed.key_or_group))

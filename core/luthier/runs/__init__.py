@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from luthier.runs.checkpoint import Checkpoint as Checkpoint, Checkpoints as Checkpoints
     from luthier.runs.folder import (
         SUMMARY as SUMMARY,
+        claimed as claimed,
         finished as finished,
         hooks as hooks,
         remove_leftovers as remove_leftovers,
@@ -41,7 +42,12 @@ if TYPE_CHECKING:
         model_line as model_line,
         parameter_counts as parameter_counts,
     )
-    from luthier.runs.signals import StoppedError as StoppedError, caught as caught, supervised as supervised
+    from luthier.runs.signals import (
+        StoppedError as StoppedError,
+        caught as caught,
+        stop_with_parent as stop_with_parent,
+        supervised as supervised,
+    )
     from luthier.runs.state import (
         Snapshot as Snapshot,
         TrainingState as TrainingState,
