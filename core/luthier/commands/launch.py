@@ -75,11 +75,8 @@ def _multirun(verb: str, line: CommandLine) -> int:
     with contextlib.ExitStack() as held, config.session(verb, words, line.file, line.folders) as app:
         composed = app.compose_config(config.PRIMARY, words, RunMode.MULTIRUN)
         _claim(composed, held)
-        sweeper = Plugins.instance().instantiate_sweeper(
-            config=composed,
-            hydra_context=HydraContext(app.config_loader, Callbacks()),
-            task_function=jobs,
-        )
+        plugins, context = Plugins.instance(), HydraContext(app.config_loader, Callbacks())
+        sweeper = plugins.instantiate_sweeper(config=composed, hydra_context=context, task_function=jobs)
         sweeper.sweep(list(composed.hydra.overrides.task))
     if jobs.error:
         raise jobs.error
