@@ -91,8 +91,8 @@ def explain(error: Exception, known: Sequence[str], file: object = None) -> Luth
     if match := MISSING.search(text):
         return ConfigError(f"{match[1]} must be set: {match[1]}=VALUE")
     if match := WRONG_TYPE.search(text) or FULL_KEY.search(text):
-        cause = error.__cause__ if match.re is WRONG_TYPE else None
-        return ConfigError(f"{match[1]}: {_first_line(cause or error)}")
+        below = error.__cause__ if match.re is WRONG_TYPE else None
+        return ConfigError(f"{match[1]}: {_first_line(below or error)}")
     return ConfigError(_first_line(error))
 
 

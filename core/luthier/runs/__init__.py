@@ -42,12 +42,7 @@ if TYPE_CHECKING:
         model_line as model_line,
         parameter_counts as parameter_counts,
     )
-    from luthier.runs.signals import (
-        StoppedError as StoppedError,
-        caught as caught,
-        stop_with_parent as stop_with_parent,
-        supervised as supervised,
-    )
+    from luthier.runs.signals import StoppedError as StoppedError, caught as caught, supervised as supervised
     from luthier.runs.state import (
         Snapshot as Snapshot,
         TrainingState as TrainingState,

@@ -156,14 +156,12 @@ def write_config(config: DictConfig, run_dir: Path) -> None:
     """Write ``config.yaml``.
 
     Raises:
-        ConfigError: The folder cannot be written.
+        LuthierError: It cannot be written.
     """
-    try:
+    with writing(run_dir / "config.yaml", "make room, or choose another run_dir"):
         draft = run_dir / "config.yaml.part"  # a kill must not leave half a config
         OmegaConf.save(config, draft, resolve=True)
         draft.replace(run_dir / "config.yaml")
-    except OSError as error:
-        raise ConfigError(f"run_dir={config.run_dir} cannot be written: {error.strerror}") from error
 
 
 def _clear(run_dir: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import multiprocessing
 import os
 import signal
 import threading
@@ -71,18 +70,6 @@ def supervised(start: Callable[[], Any], wait: Callable[[Any], int]) -> tuple[in
             tell()
         status = wait(process)
     return status, came[0] if came else 0
-
-
-def stop_with_parent() -> None:
-    """Have this process told to stop, as by SIGTERM, once the one that began it is gone, however it ended."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def wait() -> None:
-        parent.join()
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=wait, daemon=True).start()
 
 
 @contextlib.contextmanager
