@@ -18,6 +18,7 @@ from luthier.commands.cli import _interrupted_afterwards, dispatch, report
 from luthier.commands.launch import PRELOADED, _Jobs
 from luthier.errors import LuthierError
 from luthier.system import locked
+from luthier_toolkits.terminal import SafeConsole
 
 pytestmark = pytest.mark.slow
 
@@ -280,3 +281,30 @@ import {PRELOADED}
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_closed_output_is_no_mistake(folder):
+    program = [sys.executable, "-c", "from luthier.commands.cli import main; main(['help'])"]
+    shell = subprocess.run(
+        ["sh", "-c", 'exec "$@" >&-', "sh", *program], capture_output=True, text=True, check=False
+    )
+    assert (shell.returncode, shell.stderr) == (0, "")
+
+
+def test_a_pipe_that_nobody_reads_on_ends_no_run():
+    ear, mouth = os.pipe()
+    os.close(ear)
+    with os.fdopen(mouth, "w") as stream:
+        console = SafeConsole(file=stream)
+        console.print("first")  # rich's own console would raise SystemExit
+        console.print("second")
+
+
+def test_d5_help_shows_names_of_ones_own_files_as_they_are(tmp_path, capsys):
+    (tmp_path / "recipe").mkdir()
+    (tmp_path / "recipe" / "a\x1b]0;x\x07[red]b.yaml").write_text("# @package _global_\n# \x1b[31m Yes.\n")
+    assert dispatch(["help", "train", "--config-dir", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert "a\\x1b]0;x\\x07[red]b" in said
+    assert "\x1b" not in said
+    assert "\x07" not in said
