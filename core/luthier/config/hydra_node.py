@@ -14,8 +14,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.plugins.config_source import ConfigResult
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-from luthier.errors import ConfigError
+from luthier.errors import ConfigError, LuthierError
 
 GROUPS = ("hydra/launcher", "hydra/sweeper", "hydra/sweeper/sampler")
 """What may be chosen by name: from what is installed."""
@@ -71,7 +72,13 @@ class GuardedLoader(ConfigLoaderImpl):
         """Compose as Hydra does, once the overrides are checked."""
         for override in OverridesParser.create().parse_overrides(overrides):
             check_override(override)
-        return super().load_configuration(config_name, overrides, *more, **named)
+        try:
+            return super().load_configuration(config_name, overrides, *more, **named)
+        except (RecursionError, ValueError, AssertionError, AttributeError) as error:
+            if isinstance(error, LuthierError | OmegaConfBaseException):
+                raise
+            reason = str(error).partition("\n")[0]
+            raise ConfigError(f"a config or its defaults list has not the form of one: {reason}") from error
 
     def _load_single_config(self, default: ResultDefault, repo: Any) -> ConfigResult:
         path = str(default.config_path)

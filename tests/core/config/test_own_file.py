@@ -67,6 +67,18 @@ def test_e_a_preset_of_ones_own_with_the_name_of_another_is_refused(tmp_path, pr
         compose("train", [*DATA, word], **own)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "defaults: [1]", "defaults: [{}]", "adapter: {name: 3}", "defaults: [my]", "model: &m {shape: *m}",
+        f"seed: {'[' * 2000}{']' * 2000}",
+    ],
+)  # fmt: skip
+def test_c_what_has_not_the_form_of_a_config_is_one_line(tmp_path, text):
+    with pytest.raises(ConfigError, match=r"has not the form of one|nested too deeply"):
+        composed(tmp_path, text)
+
+
 def test_a_folder_that_is_given_twice_is_one(tmp_path):
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter" / "mine.yaml").write_text("defaults: [lora]\nrank: 5\n")
