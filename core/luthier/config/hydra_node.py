@@ -14,8 +14,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.plugins.config_source import ConfigResult
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-from luthier.errors import ConfigError
+from luthier.errors import ConfigError, LuthierError
 
 GROUPS = ("hydra/launcher", "hydra/sweeper", "hydra/sweeper/sampler")
 """What may be chosen by name: from what is installed."""
@@ -38,9 +39,8 @@ def check_override(override: Override) -> None:
         return
     free = not _is_hydras(key) and not (package and _is_hydras(package))
     # Hydra refuses a sweep over its own options.
-    check_tree(
-        {} if free and override.is_sweep_override() else {key: override.value()}, str(override.input_line)
-    )
+    tree = {} if free and override.is_sweep_override() else {key: override.value()}
+    check_tree(tree, str(override.input_line))
     if not free and ("/" in key or package):
         raise _refused(str(override.input_line), package or key)
 
@@ -72,9 +72,20 @@ class GuardedLoader(ConfigLoaderImpl):
         """Compose as Hydra does, once the overrides are checked."""
         for override in OverridesParser.create().parse_overrides(overrides):
             check_override(override)
-        return super().load_configuration(config_name, overrides, *more, **named)
+        try:
+            return super().load_configuration(config_name, overrides, *more, **named)
+        except (RecursionError, ValueError, AssertionError, AttributeError) as error:
+            if isinstance(error, LuthierError | OmegaConfBaseException):
+                raise
+            reason = str(error).partition("\n")[0]
+            raise ConfigError(f"a config or its defaults list has not the form of one: {reason}") from error
 
     def _load_single_config(self, default: ResultDefault, repo: Any) -> ConfigResult:
+        path = str(default.config_path)
+        homes = [source for source in repo.get_sources() if source.is_config(path)]
+        own = [source for source in homes if source.provider == "one's own"]
+        if own and len(homes) > 1 and ("/" in path or homes[0] in own):
+            raise ConfigError(f"{own[-1].path}/{path}.yaml has the name of another {path}: rename it")
         result = super()._load_single_config(default, repo)
         if not _is_installed(default, result):
             file = f"{result.path.removeprefix('file://')}/{default.config_path}.yaml"

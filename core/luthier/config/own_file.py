@@ -34,7 +34,10 @@ def read_own(verb: str, file: Path, overrides: Sequence[str]) -> OwnFile:
     Raises:
         ConfigError: It is no mapping, or reaches into Hydra.
     """
-    values: Any = OmegaConf.to_container(OmegaConf.load(file))
+    try:
+        values: Any = OmegaConf.to_container(OmegaConf.load(file))
+    except RecursionError as error:
+        raise ConfigError(f"{file} is nested too deeply, or holds itself") from error
     defaults = values.pop("defaults", None) or [] if isinstance(values, dict) else None
     if not isinstance(defaults, list):
         raise ConfigError(f"{file}: expected options as OPTION: VALUE, and of defaults a list")

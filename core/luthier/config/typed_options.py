@@ -22,7 +22,7 @@ CALL = re.compile(r"(choice|range|interval|glob|shuffle|sort|tag)\(.*\)")
 
 def types(verb: str) -> dict[str, list[Any]]:
     """Return the types of every option of `verb` by dotted key, whatever methods are selected."""
-    found: dict[str, list[Any]] = {}
+    found: dict[str, list[Any]] = {"hydra.sweep.dir": [str], "hydra.sweep.subdir": [str]}
     of_methods = (
         declared
         for method in catalogue().all()

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from luthier.runs.checkpoint import Checkpoint as Checkpoint, Checkpoints as Checkpoints
     from luthier.runs.folder import (
         SUMMARY as SUMMARY,
+        claimed as claimed,
         finished as finished,
         hooks as hooks,
         remove_leftovers as remove_leftovers,

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from omegaconf import OmegaConf
 
 import forked
 from helpers import save_tiny, write_rows
@@ -43,6 +44,58 @@ def test_the_file_goes_before_its_recipe_and_the_command_line_before_the_file(tm
 def test_files_beside_it_may_be_in_its_defaults(tmp_path):
     config = composed(tmp_path, "defaults: [shared]\nseed: 4\n", shared="seed: 3\nepochs: 5\n")
     assert (config.seed, config.epochs) == (4, 5)
+
+
+@pytest.mark.parametrize(
+    ("preset", "word"),
+    [
+        ("recipe/quickstart", "recipe=quickstart"),
+        ("data/sums", "data=sums"),
+        ("model/llama3_8b", "model=llama3_8b"),
+        ("adapter/lora", "adapter=lora"),
+        ("adapter/lora", "seed=1"),
+        ("optimiser/adamw", "seed=1"),
+    ],
+)
+@pytest.mark.parametrize("beside", [True, False], ids=["beside a file", "in --config-dir"])
+def test_e_a_preset_of_ones_own_with_the_name_of_another_is_refused(tmp_path, preset, word, beside):
+    (tmp_path / preset).parent.mkdir()
+    (tmp_path / f"{preset}.yaml").write_text("{}")
+    (tmp_path / "my.yaml").write_text("seed: 3")
+    own = {"file": tmp_path / "my.yaml"} if beside else {"folders": [tmp_path]}
+    with pytest.raises(ConfigError, match=rf"/{preset}\.yaml has the name of another {preset}: rename it$"):
+        compose("train", [*DATA, word], **own)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "defaults: [1]", "defaults: [{}]", "adapter: {name: 3}", "defaults: [my]", "model: &m {shape: *m}",
+        f"seed: {'[' * 2000}{']' * 2000}",
+    ],
+)  # fmt: skip
+def test_c_what_has_not_the_form_of_a_config_is_one_line(tmp_path, text):
+    with pytest.raises(ConfigError, match=r"has not the form of one|nested too deeply"):
+        composed(tmp_path, text)
+
+
+def test_a_folder_that_is_given_twice_is_one(tmp_path):
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "mine.yaml").write_text("defaults: [lora]\nrank: 5\n")
+    (tmp_path / "my.yaml").write_text("adapter: mine")
+    folders = [tmp_path, tmp_path / "adapter" / ".."]
+    assert compose("train", DATA, file=tmp_path / "my.yaml", folders=folders).adapter.rank == 5
+
+
+def test_e_a_file_beside_ones_own_takes_no_schemas_place(tmp_path):
+    with pytest.raises(ConfigError, match=r"/train_schema\.yaml has the name of another train_schema"):
+        composed(tmp_path, "seed: 3", train_schema="seed: 4")
+
+
+def test_e_the_config_of_a_training_is_none_of_an_evaluation(tmp_path):
+    (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(compose("train", DATA)))
+    with pytest.raises(ConfigError, match=r"config\.yaml: unknown option 'adapter': this command has no ad"):
+        compose("evaluate", DATA, file=tmp_path / "config.yaml")
 
 
 @pytest.mark.parametrize("name", ["train.yaml", "run_folder.yaml", "config.yml", "a b.yaml"])

@@ -15,6 +15,7 @@ import torch
 
 from luthier.errors import ModelError
 from luthier.models import MOST, from_pretrained, load_whole, save_model
+from luthier.runs import remove_leftovers
 from luthier.system import sha256_of, written_whole
 
 _COUNTS = (".block_count", ".expert_count")
@@ -61,6 +62,7 @@ def gguf_folder(file: Path) -> Path:
         raise ModelError(f"{file} is not there; expected a .gguf file")
     target = cache_folder() / "gguf" / f"{file.stem}-{sha256_of(file)[:16]}"
     if not target.is_dir():
+        remove_leftovers(target.parent, target.name)
         with written_whole(target, keep_existing=True) as fresh:
             _convert(file, fresh)
     return target
