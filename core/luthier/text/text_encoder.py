@@ -123,7 +123,7 @@ class TextEncoder:
         for name in sorted(self._names, key=len, reverse=True):
             names.setdefault(name[:2], []).append(re.escape(name[2:]))
         starts = (f"{re.escape(start)}(?:{'|'.join(rests)})" for start, rests in names.items())
-        return re.compile(f"({'|'.join(starts)})")
+        return re.compile(f"({'|'.join(starts) or '(?!)'})")
 
     @functools.cached_property
     def _anchored(self) -> bool:
