@@ -59,7 +59,6 @@ if TYPE_CHECKING:
     )
     from luthier.evaluation.evaluate import evaluate as evaluate
     from luthier.kernels.matmul import product as product
-    from luthier.models.saving import save_model as save_model
     from luthier.policy.model_policy import ModelPolicy as ModelPolicy
     from luthier.policy.policy import Logprobs as Logprobs, Policy as Policy
     from luthier.policy.references import keys_of as keys_of

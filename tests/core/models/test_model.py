@@ -17,11 +17,11 @@ from luthier import ConfigError, ModelError
 from luthier.adapters.linear_adapter import adapted_layers, adapter_off
 from luthier.config.model_config import ModelConfig
 from luthier.models.model import load_model
-from luthier.models.saving import save_model, verify_saved
 from luthier.models.tokenizer import verify_tokenizer
 from luthier.system.precision import pick_device, pick_dtype, weights_and_autocast
 from luthier_plugins.adapters.lora import LoRA
 from luthier_plugins.model_formats.gguf import conversion as gguf
+from luthier_toolkits.saving import save_model, verify_saved
 
 IDS = torch.arange(3, 15)[None]
 CPU = torch.device("cpu")

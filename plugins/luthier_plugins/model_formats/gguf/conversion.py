@@ -14,9 +14,10 @@ from typing import Any
 import torch
 
 from luthier.errors import ModelError
-from luthier.models import MOST, from_pretrained, load_whole, save_model
+from luthier.models import MOST, from_pretrained, load_whole
 from luthier.runs import remove_leftovers
 from luthier.system import sha256_of, written_whole
+from luthier_toolkits.saving import save_model
 
 _COUNTS = (".block_count", ".expert_count")
 """What there are modules for; each is built before a weight is read."""
