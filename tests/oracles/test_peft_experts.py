@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from luthier import ConfigError
-from luthier.adapters import load_adapter
+from luthier.adapters import adapted_layers, load_adapter
 from luthier.testing import tiny_moe
 from luthier.testing.models import FAMILIES, quantised
 from luthier_plugins.adapters.dora.dora import DoRA
@@ -75,6 +75,19 @@ def test_experts_that_nothing_trains_are_named(caplog):
         caplog.clear()
         LoRA(rank=2, dropout=0.0, target_parameters=EXPERTS).attach(tiny_moe("mixtral"), torch.Generator())
         assert not caplog.records
+
+
+def test_what_peft_would_take_for_experts_is_no_module_besides(tmp_path):
+    """A5, peft#3009: it is told to peft as parameters, and as those alone."""
+    model, adapter, ends = tiny_moe("deepseek_v3"), LoRA(rank=2, dropout=0.0), ("gate", "up", "down")
+    adapter.attach(model, torch.Generator())
+    adapter.save(model, tmp_path / "lora", "some/base")
+    config = json.loads((tmp_path / "lora" / "adapter_config.json").read_text())
+    taken = {name for name in adapted_layers(model) if name.endswith(tuple(f"{end}_proj" for end in ends))}
+    assert len(taken) == 6
+    assert set(config["target_parameters"]) == {f"{name}.weight" for name in taken}
+    assert not taken & set(config["target_modules"])
+    assert not {name.rpartition(".")[2] for name in taken} & set(config["target_modules"])
 
 
 def test_of_dora_peft_is_warned_of(tmp_path, caplog):

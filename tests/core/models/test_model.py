@@ -496,6 +496,15 @@ def test_damaged_gguf_files_are_told(gguf_file):
             gguf.gguf_folder(gguf_file)
 
 
+def test_a_gguf_file_that_lacks_a_tensor_is_refused(gguf_file):
+    """A6: transformers would draw it."""
+    whole = gguf_file.read_bytes()
+    assert whole.count(b"blk.1.ffn_up.weight") == 1
+    gguf_file.write_bytes(whole.replace(b"blk.1.ffn_up.weight", b"blk.1.ffn_uq.weight"))
+    with pytest.raises(ModelError, match=r"tensors missing: 1 \(model\.layers\.1\.mlp\.up_proj\.weight\)"):
+        gguf.gguf_folder(gguf_file)
+
+
 @pytest.mark.slow
 def test_gguf_files_with_a_turned_bit_are_read_as_they_are_or_refused(gguf_file):
     """Names, sizes and kinds stand at the front, the places of tensors before the first of those."""

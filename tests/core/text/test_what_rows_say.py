@@ -396,8 +396,9 @@ def test_trees_of_turns_are_counted_and_answered_once_a_row():
 
 def test_each_makes_the_trees_of_all_where_prefixes_hold():
     codec, talk = codec_of(CHATML), [USER, ANSWER, USER, {**ANSWER, "content": "four"}]
-    together = codec.conversation(talk, "f:1")
-    assert "".join(said(codec, tree) for tree in codec.trees(talk, "f:1", "each")) == said(codec, together)
+    together, apart = codec.conversation(talk, "f:1"), codec.trees(talk, "f:1", "each")
+    assert [list(tree.prompt) for tree in apart] == [codec.prompt_ids(talk[:1]), codec.prompt_ids(talk[:3])]
+    assert "".join(said(codec, tree) for tree in apart) == said(codec, together)
     assert codec.trees(talk, "f:1") == [together]
 
 
