@@ -117,7 +117,7 @@ def session(
         own_folders = [*folders, *([Path(file).parent] if file else [])]
         for folder in dict.fromkeys(Path(folder).resolve() for folder in own_folders):
             path.prepend("one's own", f"file://{folder}", SearchPathQuery("schema", None))
-        app.config_loader = GuardedLoader(path)
+        app.config_loader = GuardedLoader(path, types(verb))
         yield app
 
 

@@ -50,10 +50,3 @@ class ModelConfig(ModelPlace):
         None, "Keep the residual stream in fp32 under 16-bit weights; null: where there is a reference."
     )
     fused: bool = option(True, "Run frozen MLPs, norms and products as fused functions, checked at start.")
-
-
-@dataclass
-class PluginsConfig:
-    """What a run expects of the installed plugins."""
-
-    required: list[str] = option([], "Requirements that must be met, e.g. 'luthier-toy>=0.2'.")

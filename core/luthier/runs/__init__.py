@@ -17,7 +17,7 @@ if TYPE_CHECKING:
         writing as writing,
     )
     from luthier.runs.job import STATUS as STATUS, job_status as job_status, write_status as write_status
-    from luthier.runs.options import CheckpointConfig as CheckpointConfig
+    from luthier.runs.options import CheckpointConfig as CheckpointConfig, PluginsConfig as PluginsConfig
     from luthier.runs.report import (
         EvaluationReport as EvaluationReport,
         Sample as Sample,

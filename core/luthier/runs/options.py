@@ -12,3 +12,10 @@ class CheckpointConfig:
     every: int | None = option(None, "Steps between checkpoints; null: by time; 0: only when stopped.")
     minutes: float = option(10.0, "Minutes between checkpoints where `every` is null; the last step has one.")
     keep: int = option(2, "Checkpoints that stay; the best one (evaluation.restore_best) stays besides.")
+
+
+@dataclass
+class PluginsConfig:
+    """What a run expects of the installed plugins."""
+
+    required: list[str] = option([], "Requirements that must be met, e.g. 'luthier-toy>=0.2'.")
