@@ -15,8 +15,8 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from luthier import Codec, ModelPolicy
-from luthier.config import EvaluationConfig, ModelConfig, build, prepare
-from luthier.evaluation import greedy
+from luthier.config import ModelConfig, build, prepare
+from luthier.evaluation import EvaluationConfig, greedy
 from luthier.models import load_model
 
 

@@ -9,7 +9,6 @@ import datasets
 import pytest
 import torch
 
-from luthier.models.saving import save_model
 from luthier.models.score_head import attach_head
 from luthier.testing import (
     DataSourceSuite,
@@ -37,6 +36,7 @@ from luthier_plugins.reward_models.outcome import Outcome
 from luthier_plugins.reward_models.process import Process
 from luthier_plugins.reward_models.verifier import Verifier
 from luthier_plugins.trackers.wandb.wandb import WandB
+from luthier_toolkits.saving import save_model
 
 ROWS = [{"prompt": f"{n} + 1 =", "completion": f" {n + 1}"} for n in range(3)]
 

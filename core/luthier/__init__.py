@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from luthier.config.composition import compose as compose
     from luthier.contracts.adapter import Adapter as Adapter
     from luthier.contracts.command import Command as Command
-    from luthier.contracts.data_source import DataSource as DataSource, Row as Row
+    from luthier.contracts.data_source import DataSource as DataSource, Row as Row, spoken as spoken
     from luthier.contracts.hookspecs import Register as Register, hookimpl as hookimpl
     from luthier.contracts.merger import Group as Group, Groups as Groups, Merger as Merger
     from luthier.contracts.method import option as option
@@ -59,7 +59,6 @@ if TYPE_CHECKING:
     )
     from luthier.evaluation.evaluate import evaluate as evaluate
     from luthier.kernels.matmul import product as product
-    from luthier.models.saving import save_model as save_model
     from luthier.policy.model_policy import ModelPolicy as ModelPolicy
     from luthier.policy.policy import Logprobs as Logprobs, Policy as Policy
     from luthier.policy.references import keys_of as keys_of

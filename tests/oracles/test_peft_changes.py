@@ -51,6 +51,13 @@ CASES = {
     "tokens": (llama, {"trainable_token_indices": [301, 305]}),
     "tokens of a tied embedding": (tied, {"trainable_token_indices": [301, 305]}),
     "tokens of the head": (llama, {"trainable_token_indices": {"embed_tokens": [301], "lm_head": [303, 2]}}),
+    "other tokens of a tied head": (
+        tied, {"trainable_token_indices": {"embed_tokens": [301, 5], "lm_head": [303]}},
+    ),
+    "tokens of a tied head alone": (tied, {"trainable_token_indices": {"lm_head": [303, 2]}}),
+    "the same tokens of a tied head": (
+        tied, {"trainable_token_indices": {"embed_tokens": [301, 305], "lm_head": [301, 305]}},
+    ),
     "tokens beside DoRA": (tied, {"trainable_token_indices": [301], "use_dora": True}),
     "B3: a head beside the copy that peft saves": (llama, {"target_modules": ["q_proj", "lm_head"]}),
     "an embedding": (llama, {"target_modules": ["q_proj", "embed_tokens", "lm_head"]}),
@@ -169,3 +176,30 @@ def test_other_shapes_are_refused(name, told, tmp_path):
     save_file(tensors | {name: tensors[name][..., :31].clone()}, file)
     with pytest.raises(ModelError, match=told):
         load_adapter(llama(), tmp_path, READERS, trainable=False)
+
+
+def test_layers_that_lost_their_tensors_are_told(tmp_path, caplog):
+    """A6 of adapters: PEFT would put fresh ones there, which change nothing."""
+    options = {"r": 4, "target_modules": ["q_proj", "v_proj", "query"], "task_type": "CAUSAL_LM"}
+    moved(peft.get_peft_model(llama(), peft.LoraConfig(**options))).save_pretrained(tmp_path)
+    load_adapter(llama(), tmp_path, READERS, trainable=False)
+    assert not caplog.messages
+    file = tmp_path / "adapter_model.safetensors"
+    save_file(
+        {name: t for name, t in load_file(file).items() if "layers.0" in name or "q_proj" in name}, file
+    )
+    load_adapter(llama(), tmp_path, READERS, trainable=False)
+    (told,) = caplog.messages
+    assert "1 modules of target_modules, such as model.layers.1.self_attn.v_proj, have no tensors" in told
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"exclude_modules": ["v_proj"]}, {"layers_to_transform": [1]}, {"modules_to_save": ["q_proj"]}],
+    ids=str,
+)
+def test_layers_that_peft_leaves_out_are_not_told(options, tmp_path, caplog):
+    config = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM", **options)
+    peft.get_peft_model(llama(), config).save_pretrained(tmp_path)
+    load_adapter(llama(), tmp_path, READERS, trainable=False)
+    assert not caplog.messages

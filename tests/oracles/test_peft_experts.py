@@ -1,5 +1,6 @@
 """LoRA on stacked experts against peft's ``target_parameters``: the same tensors, function and gradients."""
 
+import json
 import logging
 import warnings
 
@@ -7,9 +8,9 @@ import pytest
 import torch
 
 from luthier import ConfigError
-from luthier.adapters import load_adapter
+from luthier.adapters import adapted_layers, load_adapter
 from luthier.testing import tiny_moe
-from luthier.testing.models import FAMILIES
+from luthier.testing.models import FAMILIES, quantised
 from luthier_plugins.adapters.dora.dora import DoRA
 from luthier_plugins.adapters.lora import LoRA
 
@@ -76,6 +77,19 @@ def test_experts_that_nothing_trains_are_named(caplog):
         assert not caplog.records
 
 
+def test_what_peft_would_take_for_experts_is_no_module_besides(tmp_path):
+    """A5, peft#3009: it is told to peft as parameters, and as those alone."""
+    model, adapter, ends = tiny_moe("deepseek_v3"), LoRA(rank=2, dropout=0.0), ("gate", "up", "down")
+    adapter.attach(model, torch.Generator())
+    adapter.save(model, tmp_path / "lora", "some/base")
+    config = json.loads((tmp_path / "lora" / "adapter_config.json").read_text())
+    taken = {name for name in adapted_layers(model) if name.endswith(tuple(f"{end}_proj" for end in ends))}
+    assert len(taken) == 6
+    assert set(config["target_parameters"]) == {f"{name}.weight" for name in taken}
+    assert not taken & set(config["target_modules"])
+    assert not {name.rpartition(".")[2] for name in taken} & set(config["target_modules"])
+
+
 def test_of_dora_peft_is_warned_of(tmp_path, caplog):
     """A5, peft#3009: PEFT has no form for a DoRA whose layers it would take for experts."""
     model, adapter = tiny_moe("deepseek_v3"), DoRA(rank=2)
@@ -102,3 +116,17 @@ def test_of_dora_peft_is_warned_of(tmp_path, caplog):
 def test_what_cannot_be_is_refused(options, told):
     with pytest.raises(ConfigError, match=told):
         LoRA(**{"rank": 2, "dropout": 0.0, **options}).attach(tiny_moe("mixtral"), torch.Generator())
+
+
+def test_layers_told_as_parameters_are_read_on_a_quantised_base(tmp_path):
+    """B1: what a run on a quantised base saved can be used."""
+    model, adapter = quantised(tiny_moe("deepseek_v3")), LoRA(rank=2, dropout=0.0)
+    adapter.attach(model, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = moved(model)(IDS).logits
+    adapter.save(model, tmp_path, "some/base")
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["target_parameters"]
+    again = quantised(tiny_moe("deepseek_v3"))
+    load_adapter(again, tmp_path, {"LORA": LoRA}, trainable=False)
+    with torch.no_grad():
+        assert torch.equal(again(IDS).logits, expected)

@@ -8,9 +8,9 @@ from transformers import AutoModelForSequenceClassification
 
 from helpers import START, tiny_llama, tiny_tokenizer
 from luthier import Codec, ModelPolicy, Pack, Row
-from luthier.models.saving import save_model
 from luthier.models.score_head import attach_head
 from luthier_plugins.objectives.reward.reward import Reward
+from luthier_toolkits.saving import save_model
 
 trl = pytest.importorskip("trl")
 datasets = pytest.importorskip("datasets")

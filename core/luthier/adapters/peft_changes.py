@@ -69,11 +69,19 @@ def take_changes(
                 continue  # PEFT may save those of a tied head too
             made = _change_of(model, config, name, own, value)
             if made is not None:
-                # A module with its own values is not tied to another any more; rows and the base's are.
-                alone = isinstance(made, OwnValue) and made.trains
-                names = [own] if alone else _names_of(model, model.get_parameter(own))
-                changes += [(name, made) for name in names]
+                changes += [(changed, made) for changed in _changed(model, config, own, made)]
     return changes
+
+
+def _changed(model: Any, config: Mapping[str, Any], own: str, made: ParameterChange) -> list[str]:
+    """Return the names of what `made` changes: the parameter `own`, and what is tied to it and stays so.
+
+    Not tied any more are a module with its own values, rows of a head alone, and rows of other tokens there.
+    """
+    names = _names_of(model, model.get_parameter(own))
+    ids = [_listed_ids(config, name.removesuffix(".weight")) for name in names]
+    alone = made.trains if isinstance(made, OwnValue) else any(more not in (None, ids[0]) for more in ids)
+    return [own] if alone else names
 
 
 def _change_of(
@@ -122,12 +130,18 @@ def _listed(config: Mapping[str, Any], name: str) -> bool:
     return any(module.endswith(last) for module in modules for last in config.get("modules_to_save") or ())
 
 
-def _ids_of(config: Mapping[str, Any], place: str, count: int) -> torch.Tensor:
+def _listed_ids(config: Mapping[str, Any], place: str) -> Any:
+    """Return what ``trainable_token_indices`` has for the module at `place`, which PEFT finds by its end."""
     stored = config.get("trainable_token_indices")
-    if isinstance(stored, dict):
-        stored = next((ids for name, ids in stored.items() if place.endswith(name)), None)
+    by_name = stored.items() if isinstance(stored, dict) else [("", stored)]
+    return next((ids for name, ids in by_name if place.endswith(name)), None)
+
+
+def _ids_of(config: Mapping[str, Any], place: str, count: int) -> torch.Tensor:
+    stored = _listed_ids(config, place)
     ids = stored if isinstance(stored, list) else []
-    if not len(set(map(str, ids))) == len(ids) == count or not all(type(i) is int and i >= 0 for i in ids):
+    whole = all(type(i) is int and 0 <= i < 2**31 for i in ids)
+    if not (whole and len(set(ids)) == len(ids) == count):
         raise ModelError(f"trainable_token_indices={stored} are not the ids of the {count} rows of {place}")
     return torch.tensor(ids)
 
@@ -136,7 +150,8 @@ def _fit(model: Any, name: str, shape: tuple[int, ...], what: str) -> None:
     """Grow the embedding of `model` if `name` is its weight or its head's and has fewer rows than `shape`."""
     layers = [layer for layer in (model.get_input_embeddings(), model.get_output_embeddings()) if layer]
     if any(model.get_parameter(name) is own for layer in layers for own in base_of(layer).parameters()):
-        grow(model, shape[0])
-    expected, first = tuple(model.get_parameter(name).shape), int(what.endswith(ROWS))
+        grow(model, min(shape[0], 2 * len(layers[0].weight)))  # no vocabulary doubles: more is a mistake
+    expected = tuple(model.get_parameter(name).shape)
+    first = int(what.endswith(ROWS) and shape[0] <= expected[0])  # rows are of some tokens
     if expected[first:] != shape[first:]:
         raise ModelError(f"{what} is {list(shape)}, expected {list(expected)}")

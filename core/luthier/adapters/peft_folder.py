@@ -16,6 +16,7 @@ from torch import nn
 
 from luthier.adapters.adapted_module import change
 from luthier.adapters.peft_changes import OPTIONS, state_of, take_changes
+from luthier.adapters.targets import tell_lacking
 from luthier.contracts import Adapter
 from luthier.errors import ConfigError, ModelError, unknown
 from luthier.models import TASKS, head_name, head_of, load_head, peft_kind
@@ -165,11 +166,6 @@ class SavedAdapter:
     tensors: Mapping[str, torch.Tensor]
     layers: tuple[str, ...]
 
-    @property
-    def transposed(self) -> bool:
-        """Whether the layers keep their weights as Conv1D does, (d_in, d_out)."""
-        return bool(self.config.get("fan_in_fan_out"))
-
     def method(self, *layers: str) -> PeftAdapter:
         """Return the adapter for `layers` alone.
 
@@ -209,7 +205,9 @@ def _saved(
     model: str,
 ) -> SavedAdapter:
     own = [name for name in tensors if name not in cls.peft_shared]
-    return SavedAdapter(cls, config, tensors, tuple(_modules(folder, modules, own, model)))
+    layers = tuple(_modules(folder, modules, own, model))
+    tell_lacking(folder, config, set(modules) - set(layers))
+    return SavedAdapter(cls, config, tensors, layers)
 
 
 def _kind(
@@ -263,6 +261,12 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         tensors = load_file(folder / WEIGHTS)
     except (ValueError, SafetensorError) as error:
         raise ModelError(f"{folder} is damaged: {error}") from error
+    for key in ("modules_to_save", "target_parameters"):
+        if not (isinstance(names := config.get(key) or [], list) and all(isinstance(n, str) for n in names)):
+            raise ModelError(f"{folder}: {CONFIG} has {key}={names!r}; expected a list of names")
+    for name, tensor in tensors.items():
+        if not (tensor.is_floating_point() and tensor.float().isfinite().all()):
+            raise ModelError(f"{folder}: {name.removeprefix(PREFIX)} is not of finite floating-point numbers")
     return config, {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
 
 

@@ -1,5 +1,6 @@
 """Which linear layers of a model an adapter changes."""
 
+import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -10,7 +11,10 @@ from torch import nn
 from luthier.adapters.conv1d import is_conv1d
 from luthier.errors import ConfigError, nearest
 
+log = logging.getLogger("luthier")
 ALL_LINEAR = "all-linear"
+_NARROWING = ("exclude_modules", "layers_to_transform", "modules_to_save")
+"""Options by which PEFT leaves out some of the ``target_modules``."""
 _HEADS = frozenset({"lm_head", "embed_out", "score", "classifier"})
 _EMBEDDINGS = re.compile(r"(.*\.)?([^.]*embed[^.]*|wte|wpe)(\..*)?")
 
@@ -76,6 +80,18 @@ def is_target(targets: Any, name: str) -> bool:
         return re.fullmatch(targets, name) is not None
     suffixes = [targets] if isinstance(targets, str) else targets
     return any(name == suffix or name.endswith(f".{suffix}") for suffix in suffixes)
+
+
+def tell_lacking(folder: Any, config: Mapping[str, Any], others: Iterable[str]) -> None:
+    """Warn where PEFT would adapt some of the `others`, which have no tensors: some may be lost."""
+    targets = config.get("target_modules")
+    if not isinstance(targets, list) or any(config.get(option) for option in _NARROWING):
+        return
+    if lacking := sorted(name for name in others if is_target(targets, name)):
+        log.warning(
+            "%s: %d modules of target_modules, such as %s, have no tensors, and stay as the base has them",
+            folder, len(lacking), lacking[0],
+        )  # fmt: skip
 
 
 def matches(pattern: str, name: str) -> bool:

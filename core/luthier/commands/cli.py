@@ -23,6 +23,8 @@ HELP = ("-h", "--help")
 def main(argv: list[str] | None = None) -> None:
     """Run one command and exit: 0 done, 1 a run of a multirun failed, 2 something a person can mend."""
     arguments = sys.argv[1:] if argv is None else argv
+    if sys.stdout is None:  # closed, as by `>&-`
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     sys.exit(report(lambda: dispatch(arguments)))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import multiprocessing
 import os
 import signal
@@ -13,8 +12,11 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from hydra._internal.callbacks import Callbacks
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from hydra.core.plugins import Plugins
+from hydra.types import HydraContext, RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from safetensors import SafetensorError
 
 from luthier import config
@@ -22,8 +24,7 @@ from luthier.commands import cli
 from luthier.commands.positionals import CommandLine
 from luthier.errors import LuthierError, PluginError
 from luthier.registry import catalogue, command
-from luthier.runs import resumed_run, supervised, write_status
-from luthier.system import locked
+from luthier.runs import claimed, resumed_run, supervised, write_status
 
 # The server's socket is in the folder for temporary files, and its path has room for some hundred characters.
 START = "forkserver" if sys.platform == "linux" and len(os.fsencode(tempfile.gettempdir())) < 60 else "spawn"
@@ -48,11 +49,7 @@ def launch(verb: str, line: CommandLine) -> int:
         if line.shows:
             _show(verb, line)
             return 0
-        composed = config.compose(verb, line.overrides, line.file, line.folders)
-        raw: Any = OmegaConf.to_container(composed)
-        if command(verb).single is None and "${" not in raw["run_dir"]:  # a clock's is claimed by the run
-            composed.run_dir = str(Path(composed.run_dir).expanduser().absolute())
-        run(verb, composed)
+        run(verb, config.compose(verb, line.overrides, line.file, line.folders))
     return 0
 
 
@@ -75,14 +72,30 @@ def run(verb: str, composed: DictConfig) -> None:
 
 def _multirun(verb: str, line: CommandLine) -> int:
     jobs, words = _Jobs(verb), config.opened(verb, line.overrides, several=True)
-    OmegaConf.register_new_resolver("sweep_folder", _sweep_folder, use_cache=True, replace=True)
-    with jobs.held, config.session(verb, words, line.file, line.folders) as app:
-        app.multirun(config.PRIMARY, jobs, words)
+    with contextlib.ExitStack() as held, config.session(verb, words, line.file, line.folders) as app:
+        composed = app.compose_config(config.PRIMARY, words, RunMode.MULTIRUN)
+        _claim(composed, held)
+        plugins, context = Plugins.instance(), HydraContext(app.config_loader, Callbacks())
+        sweeper = plugins.instantiate_sweeper(config=composed, hydra_context=context, task_function=jobs)
+        sweeper.sweep(list(composed.hydra.overrides.task))
     if jobs.error:
         raise jobs.error
+    if not jobs.folders:
+        raise LuthierError(f"-m has nothing to run: no value in {' '.join(line.overrides)}")
     if len(jobs.folders) > 1:
         catalogue().hooks.hook.after_multirun(runs=jobs.labelled())
     return 1 if jobs.failed else 0
+
+
+def _claim(composed: DictConfig, held: contextlib.ExitStack) -> None:
+    """Hold the folder of a multirun until it ends, before Hydra writes to it."""
+    raw: Any = OmegaConf.to_container(composed)
+    spelt = str(raw["hydra"]["sweep"]["dir"]).replace("${run_dir}", str(raw["run_dir"]))
+    folder = claimed(str(composed.hydra.sweep.dir), spelt, held)
+    with read_write(composed.hydra), open_dict(composed.hydra):
+        composed.hydra.sweep.dir = folder
+        # Every job is composed anew, from these.
+        composed.hydra.overrides.hydra.append(f"hydra.sweep.dir={config.quoted(folder)}")
 
 
 def _show(verb: str, line: CommandLine) -> None:
@@ -106,16 +119,6 @@ def _check_flags(line: CommandLine) -> None:
         raise LuthierError(f"{flag} cannot be combined with {what}")
 
 
-def _sweep_folder(named: str, clock: str) -> str:
-    """Make the folder of a multirun, with a number where it is named by the clock and one has that name."""
-    for number in itertools.count(1):
-        folder = Path(named if number == 1 else f"{named}-{number}")
-        with contextlib.suppress(FileExistsError):
-            folder.mkdir(parents=True, exist_ok=not named.endswith(clock))
-            break
-    return str(folder)
-
-
 class _Jobs:
     """The task function Hydra calls once a job; remembers the run folders and which failed."""
 
@@ -124,7 +127,6 @@ class _Jobs:
         self.folders: list[tuple[list[str], Path]] = []
         self.failed: list[Path] = []
         self.error: LuthierError | None = None
-        self.held = contextlib.ExitStack()
 
     def __call__(self, composed: DictConfig) -> None:
         """Run a job, its status in its folder; those after an error are left out.
@@ -142,22 +144,13 @@ class _Jobs:
         folder, overrides = Path(settings.runtime.output_dir), list(settings.overrides.task)
         if self.error:
             return
-        if not self.folders:
-            self._hold(Path(settings.sweep.dir))
+        if folder in (earlier for _, earlier in self.folders):
+            raise LuthierError(f"{folder} would be that of two runs; hydra.sweep.subdir must differ")
         composed.run_dir = str(folder)
         self.folders.append((overrides, folder))
         write_status(folder, overrides, "running")  # what an earlier multirun left is not this one's
         if self._in_own_process(composed, overrides) != 0:
             self.failed.append(folder)
-
-    def _hold(self, sweep: Path) -> None:
-        """Hold the folder of the multirun until it ends."""
-        try:
-            self.held.enter_context(locked(sweep))
-        except BlockingIOError as error:
-            raise LuthierError(
-                f"{sweep} is in use by a multirun that has not ended; choose another"
-            ) from error
 
     def labelled(self) -> list[tuple[str, Path]]:
         """Return, for every job, the overrides that not all jobs share, and its folder."""

@@ -3,15 +3,11 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from luthier.config import (
-    CheckpointConfig,
-    EvaluationConfig,
-    ModelConfig,
-    PluginsConfig,
-    ReferenceConfig,
-    ScheduleConfig,
-)
+from luthier.config import ModelConfig
 from luthier.contracts import option
+from luthier.engine import ScheduleConfig
+from luthier.evaluation import EvaluationConfig, ReferenceConfig
+from luthier.runs import CheckpointConfig, PluginsConfig
 
 OVERFLOW = "What becomes of longer ones: drop, truncate_left, truncate_right, refuse."
 UNUSABLE = "What becomes of rows that teach nothing, e.g. chosen equal to rejected: drop, refuse."

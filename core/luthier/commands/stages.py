@@ -39,7 +39,7 @@ def do_stages(stages: Mapping[str, str]) -> None:
     commands = {name: _command(name, line) for name, line in stages.items()}
     console = Console(highlight=False)
     for place, (name, words) in enumerate(commands.items(), 1):
-        title = f"\n[bold]stage {place} of {len(commands)}, {escape(name)}[/]"
+        title = f"\n[bold]stage {place} of {len(commands)}, {escape(visible(name))}[/]"
         if _done(words):
             console.print(f"{title} is done")
             continue

@@ -15,13 +15,6 @@ if TYPE_CHECKING:
     )
     from luthier.config.hydra_errors import PRIMARY as PRIMARY, check_overrides as check_overrides
     from luthier.config.model_config import ModelConfig as ModelConfig, ModelPlace as ModelPlace
-    from luthier.config.options import (
-        CheckpointConfig as CheckpointConfig,
-        EvaluationConfig as EvaluationConfig,
-        PluginsConfig as PluginsConfig,
-        ReferenceConfig as ReferenceConfig,
-        ScheduleConfig as ScheduleConfig,
-    )
     from luthier.config.renamed import renamed_options as renamed_options
     from luthier.config.typed_options import quoted as quoted
     from luthier.config.validation import validate as validate

@@ -112,12 +112,12 @@ def session(
     ConfigStore.instance().store(name=PRIMARY, node=_primary(verb, own), provider="luthier")
     GlobalHydra.instance().clear()
     with hydra.initialize_config_module("luthier_conf", version_base="1.3"):
-        app = GlobalHydra.instance().hydra
-        assert app is not None
+        app: Any = GlobalHydra.instance().hydra
         path = app.config_loader.get_search_path()
-        for folder in [*folders, *([Path(file).parent] if file else [])]:
-            path.prepend("one's own", f"file://{Path(folder).absolute()}", SearchPathQuery("schema", None))
-        app.config_loader = GuardedLoader(path)
+        own_folders = [*folders, *([Path(file).parent] if file else [])]
+        for folder in dict.fromkeys(Path(folder).resolve() for folder in own_folders):
+            path.prepend("one's own", f"file://{folder}", SearchPathQuery("schema", None))
+        app.config_loader = GuardedLoader(path, types(verb))
         yield app
 
 

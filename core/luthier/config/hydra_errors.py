@@ -48,6 +48,8 @@ def check_overrides(overrides: Iterable[str]) -> None:
                 raise HydraException("it names nothing")
         except HydraException as error:
             raise ConfigError(f"'{override}' is no override: {FORM}") from error
+        if parsed.key_or_group == "run_dir" and parsed.is_sweep_override():
+            raise ConfigError(f"{override}: a multirun has one run_dir, with a folder for every run in it")
         chooses = parsed.key_or_group in groups and not parsed.is_delete() and not parsed.is_sweep_override()
         if chooses and (not isinstance(parsed.value(), str | list) or parsed.value() == ""):
             known = ", ".join(_choices(parsed.key_or_group))
@@ -86,13 +88,11 @@ def explain(error: Exception, known: Sequence[str], file: object = None) -> Luth
         return ConfigError(f"'{group}' must be chosen, e.g. {group}=NAME; known: {choices}")
     if match := UNKNOWN_KEY.search(text):
         return ConfigError(f"unknown option '{match[1]}': {_near(match[1], known)}")
-    if match := WRONG_TYPE.search(text):
-        cause = _first_line(error.__cause__ or error)
-        return ConfigError(f"{match[1]}: {cause}")
     if match := MISSING.search(text):
         return ConfigError(f"{match[1]} must be set: {match[1]}=VALUE")
-    if match := FULL_KEY.search(text):
-        return ConfigError(f"{match[1]}: {_first_line(error)}")
+    if match := WRONG_TYPE.search(text) or FULL_KEY.search(text):
+        below = error.__cause__ if match.re is WRONG_TYPE else None
+        return ConfigError(f"{match[1]}: {_first_line(below or error)}")
     return ConfigError(_first_line(error))
 
 
@@ -124,7 +124,7 @@ def _near(key: str, known: Sequence[str]) -> str:
     if group == "recipe":
         return "a recipe begins with the line '# @package _global_'"
     if key in known:
-        return f"it is no option of the chosen {group}"
+        return f"it is no option of the chosen {group}" if "." in key else f"this command has no {key}"
     meant = json.loads(SYNONYMS.read_text(encoding="utf-8")).get(last, "")
     if group in known and not meant.startswith(group) and (hint := nearest(key, known)):
         return hint.strip()

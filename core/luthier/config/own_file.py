@@ -12,6 +12,8 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from luthier.config.hydra_node import check_tree
+from luthier.config.typed_options import types
+from luthier.config.written import keep_written, read_written
 from luthier.errors import ConfigError
 from luthier.registry import command
 
@@ -32,9 +34,11 @@ def read_own(verb: str, file: Path, overrides: Sequence[str]) -> OwnFile:
     override replaces leaves with its options.
 
     Raises:
-        ConfigError: It is no mapping, or reaches into Hydra.
+        ConfigError: It is no mapping, holds too much, or reaches into Hydra.
     """
-    values: Any = OmegaConf.to_container(OmegaConf.load(file))
+    written, config = read_written(file), OmegaConf.load(file)
+    keep_written(config, written, types(verb))
+    values: Any = OmegaConf.to_container(config)
     defaults = values.pop("defaults", None) or [] if isinstance(values, dict) else None
     if not isinstance(defaults, list):
         raise ConfigError(f"{file}: expected options as OPTION: VALUE, and of defaults a list")

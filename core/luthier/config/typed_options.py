@@ -22,7 +22,7 @@ CALL = re.compile(r"(choice|range|interval|glob|shuffle|sort|tag)\(.*\)")
 
 def types(verb: str) -> dict[str, list[Any]]:
     """Return the types of every option of `verb` by dotted key, whatever methods are selected."""
-    found: dict[str, list[Any]] = {}
+    found: dict[str, list[Any]] = {"hydra.sweep.dir": [str], "hydra.sweep.subdir": [str]}
     of_methods = (
         declared
         for method in catalogue().all()
@@ -44,13 +44,9 @@ def typed(override: str, known: Mapping[str, list[Any]], several: bool) -> str:
     """
     name, equals, value = override.partition("=")
     key = name.lstrip("+")
-    tables = [
-        hint for at in _upwards(key) for hint in known.get(at, ()) if get_origin(hint) in (dict, Mapping)
-    ]
-    hints = known.get(key) or [get_args(hint)[1] for hint in tables]
-    text = bool(hints) and all(hint in (*TEXT, *OPTIONAL) for hint in hints)
-    if equals and text and not (several and CALL.fullmatch(value)):
-        optional = any(hint in OPTIONAL for hint in hints)
+    tables = _holders(key, known, dict, Mapping)
+    if equals and is_text(key, known) and not (several and CALL.fullmatch(value)):
+        optional = any(hint in OPTIONAL for hint in known.get(key, ()))
         pieces = (PIECES.findall(value) or [""]) if several else [value]
         value = ",".join(piece if optional and piece == "null" else as_text(piece) for piece in pieces)
     return f"{'++' if tables and not name.startswith(('+', '~')) else ''}{name}{equals}{value}"
@@ -73,6 +69,18 @@ def quoted(value: str) -> str:
     return "'" + re.sub(r"(\\*)('|$)", lambda end: end[1] * 2 + ("\\'" if end[2] else ""), value) + "'"
 
 
+def is_text(key: str, known: Mapping[str, list[Any]]) -> bool:
+    """Whether the option `key`, or what a mapping or a list holds at `key`, is text for all that have it."""
+    hints = known.get(key) or [get_args(hint)[-1] for hint in _holders(key, known, dict, Mapping, list)]
+    return bool(hints) and all(hint in (*TEXT, *OPTIONAL) for hint in hints)
+
+
+def _holders(key: str, known: Mapping[str, list[Any]], *kinds: Any) -> list[Any]:
+    parts = key.split(".")
+    above = [".".join(parts[:count]) for count in range(len(parts), 0, -1)]
+    return [hint for at in above for hint in known.get(at, ()) if get_origin(hint) in kinds]
+
+
 def _declared(cls: type[Any], prefix: str) -> Iterator[tuple[str, Any]]:
     hints = get_type_hints(cls)
     for field in dataclasses.fields(cls):
@@ -80,9 +88,3 @@ def _declared(cls: type[Any], prefix: str) -> Iterator[tuple[str, Any]]:
             yield from _declared(field.default_factory, f"{prefix}{field.name}.")
         elif "help" in field.metadata:
             yield f"{prefix}{field.name}", hints[field.name]
-
-
-def _upwards(key: str) -> list[str]:
-    """Return `key` and what holds it, dotted, from the innermost one."""
-    parts = key.split(".")
-    return [".".join(parts[:count]) for count in range(len(parts), 0, -1)]

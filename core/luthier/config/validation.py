@@ -17,12 +17,11 @@ from luthier.registry import catalogue, check_combination, command, require
 def validate(name: str, config: DictConfig) -> None:
     """Refuse keys that nothing reads, methods that do not exist, and pairs that do not combine."""
     of = command(name)
-    options = of.options
     if config.get("plugins"):
         require(list(config.plugins.required))
-    fields = {field.name for field in dataclasses.fields(options)}
+    fields = {field.name for field in dataclasses.fields(of.options)}
     _refuse_unread(set(config) - fields, fields, "")
-    for field in dataclasses.fields(options):
+    for field in dataclasses.fields(of.options):
         if dataclasses.is_dataclass(field.default_factory):
             below = {inner.name for inner in dataclasses.fields(field.default_factory)}
             _refuse_unread(set(config[field.name]) - below, below, f"{field.name}.")

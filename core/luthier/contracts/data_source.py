@@ -30,8 +30,8 @@ class Row:
 class DataSource(Method):
     """Yields rows as they stand in the data; core applies `columns` and `format` to every one.
 
-    An answer is right if it equals the row's ``answer`` or, without one, its ``completion``, up to white
-    space at the ends. A subclass that knows better overrides `verify`.
+    An answer is right if it equals the row's ``answer`` or, without one, its ``completion``, up to thoughts
+    before it and white space at the ends. A subclass that knows better overrides `verify`.
     """
 
     format: Literal["auto", "messages", "sharegpt", "instruction", "completion", "text"] = option(
@@ -49,16 +49,18 @@ class DataSource(Method):
 
     def verify(self, row: Row, answer: str) -> float | None:
         """Return 1.0 if `answer` solves `row`, 0.0 if not, between for partial credit; None if unknown."""
-        expected = row.fields.get("answer")
-        if expected is None:
-            expected = _spoken(row.fields.get("completion"))
-        if not isinstance(expected, str | int | float):
-            return None
-        return float(answer.strip() == str(expected).strip())
+        expected = _expected(row)
+        return None if expected is None else float(spoken(answer) == spoken(expected))
 
 
-def _spoken(completion: object) -> object:
-    """Return the text of a completion that is one message, and any other as it is."""
-    if isinstance(completion, list) and len(completion) == 1:
-        return completion[0].get("content")
-    return completion
+def spoken(answer: str) -> str:
+    """Return what an answer says, behind its thoughts if it has some, without white space around it."""
+    return answer.rpartition("</think>")[2].strip()
+
+
+def _expected(row: Row) -> str | None:
+    answer, completion = row.fields.get("answer"), row.fields.get("completion")
+    if isinstance(completion, list) and len(completion) == 1:  # of a call nobody knows how it is spelled
+        completion = None if completion[0].get("tool_calls") else completion[0].get("content")
+    answer = completion if answer is None else answer
+    return str(answer) if isinstance(answer, str | int | float) else None

@@ -15,6 +15,7 @@ import torch
 from luthier.contracts import DataSource, Objective, Row, RowFilter
 from luthier.data.formats import asked, laid_out
 from luthier.errors import DataError, UnusableRowError
+from luthier.policy import check_known
 from luthier.text import Codec
 from luthier.trees import Tree, TreeStore, fit
 
@@ -202,7 +203,7 @@ def encode(
         try:
             for tree in _trees(row, objective, codec):
                 for ids in (tree.prompt, *(branch.ids for branch in tree.branches)):
-                    codec.check_known(ids, vocabulary, row.origin)
+                    check_known(codec.tokenizer, ids, vocabulary, row.origin)
                 fitted, reason = fit(tree, max_length, overflow, codec.tokenizer.bos_token_id)
                 if fitted is None:
                     encoded.dropped[reason] += 1

@@ -56,9 +56,18 @@ def laid_out(row: Row, source: DataSource, chat: bool) -> Row:
     fields = _only(layout, fields) if layout else fields
     for name in (name for name in ("messages", "prompt", "completion", *OTHER) if _said(fields.get(name))):
         fields[name] = read_messages(fields[name], name, row.origin)
-    if "messages" in fields:
-        fields["messages"] = _introduced(fields["messages"], fields.get("system"), row.origin)
+    # Sides of a pair may repeat the conversation; where none of these is one, the prompt is a text.
+    begun = [name for name in ("messages", "prompt", *OTHER) if _begins(name, fields.get(name))]
+    for name in begun or ["prompt"] * isinstance(fields.get("prompt"), str):
+        fields[name] = _introduced(fields[name], fields.get("system"), row.origin)
     return replace(row, fields=fields)
+
+
+def _begins(name: str, value: Any) -> bool:
+    """Whether a column holds a conversation from its beginning: sides of a pair may be answers alone."""
+    return isinstance(value, list) and (
+        name not in OTHER or role_of((value or [None])[0]) in ("user", "system")
+    )
 
 
 def _said(value: Any) -> bool:
@@ -94,18 +103,19 @@ def _renamed(fields: Mapping[str, Any], columns: Mapping[str, str], origin: str)
 
 
 def _introduced(messages: Any, system: Any, origin: str) -> Any:
-    """Begin a conversation with the row's column `system`, unless it begins with a system turn itself."""
+    """Begin a conversation, or a text, with the column `system`, unless it has a system turn itself."""
     if system is not None and not isinstance(system, str):
         raise DataError(f"{origin}: system must be text, got {type(system).__name__}")
-    first = messages[0] if isinstance(messages, list) and messages else None
-    if not system or not isinstance(first, Mapping) or first.get("role") == "system":
+    if not system or not messages or role_of(messages[0]) == "system":
         return messages
+    if isinstance(messages, str):
+        return f"{system}\n\n{messages}"
     return [{"role": "system", "content": system}, *messages]
 
 
 def _from_instruction(fields: Mapping[str, Any], chat: bool, origin: str) -> dict[str, Any]:
     parts = {}
-    for name in ("instruction", "input", "output", "system"):
+    for name in ("instruction", "input", "output"):
         value = fields.get(name)
         parts[name] = "" if value is None else value
         if not isinstance(parts[name], str):
@@ -115,9 +125,9 @@ def _from_instruction(fields: Mapping[str, Any], chat: bool, origin: str) -> dic
         raise DataError(f"{origin}: the instruction is empty; drop the row or give it a text")
     rounds = _rounds(fields.get("history"), origin)
     if not chat:
-        texts = [parts["system"], *(text for pair in rounds for text in pair), question]
+        texts = [*(text for pair in rounds for text in pair), question]
         return {"prompt": "".join(f"{text}\n\n" for text in texts if text), "completion": parts["output"]}
-    prompt = [{"role": "system", "content": parts["system"]}] if parts["system"] else []
+    prompt = []
     for question_before, answer in rounds:
         prompt += [{"role": "user", "content": question_before}, {"role": "assistant", "content": answer}]
     prompt.append({"role": "user", "content": question})

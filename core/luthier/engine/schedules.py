@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
-from luthier.config import ScheduleConfig
+from luthier.engine.options import ScheduleConfig
 from luthier.errors import ConfigError, unknown
 
 LEAST = 1e-7

@@ -11,6 +11,10 @@ if TYPE_CHECKING:
         greedy as greedy,
         plain_text as plain_text,
     )
+    from luthier.evaluation.options import (
+        EvaluationConfig as EvaluationConfig,
+        ReferenceConfig as ReferenceConfig,
+    )
     from luthier.evaluation.reference_pass import (
         check_reference as check_reference,
         measured_in_training as measured_in_training,

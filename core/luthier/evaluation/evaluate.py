@@ -8,10 +8,10 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from luthier import config as configs
-from luthier.config import EvaluationConfig
 from luthier.contracts import DataSource, Objective
 from luthier.data import Batches, Encoded, source_rows
 from luthier.evaluation.evaluation import Evaluator
+from luthier.evaluation.options import EvaluationConfig
 from luthier.evaluation.reference_pass import check_reference, measured_in_evaluation
 from luthier.kernels import wants_wide
 from luthier.models import LoadedModel, load_model

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 
 import torch
 
-from luthier.config import EvaluationConfig
 from luthier.contracts import DataSource, Measured, Objective, Row
 from luthier.data import Batches, Encoded
 from luthier.engine import Monitor, pooled
+from luthier.evaluation.options import EvaluationConfig
 from luthier.models import TASKS
 from luthier.policy import Answer, Decoding, ModelPolicy, answers
 from luthier.runs import EvaluationReport, Sample

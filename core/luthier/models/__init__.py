@@ -1,6 +1,6 @@
-"""From the name of a model to a model, and to disk.
+"""From the name of a model to a model.
 
-Sources, tokenizer, chat templates, saving, score heads.
+Sources, tokenizer, chat templates, score heads.
 """
 
 from typing import TYPE_CHECKING
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
         told as told,
     )
     from luthier.models.saved_adapters import adapter_readers as adapter_readers, peft_kind as peft_kind
-    from luthier.models.saving import save_model as save_model
     from luthier.models.score_head import (
         NAME as NAME,
         TASKS as TASKS,
@@ -35,8 +34,13 @@ if TYPE_CHECKING:
         head_of as head_of,
         load_head as load_head,
         saved_kind as saved_kind,
+        without_value as without_value,
     )
-    from luthier.models.tokenizer import answer_ends as answer_ends, load_tokenizer as load_tokenizer
+    from luthier.models.tokenizer import (
+        answer_ends as answer_ends,
+        load_tokenizer as load_tokenizer,
+        verify_tokenizer as verify_tokenizer,
+    )
     from luthier.models.vocabulary import grow as grow
 else:
     __getattr__, __dir__, __all__ = attach(__name__)

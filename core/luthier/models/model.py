@@ -152,6 +152,8 @@ def load_model(
     _check_ends(source.base, model.generation_config.eos_token_id)
     model.config.pad_token_id = model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.generation_config.eos_token_id = answer_ends(model.generation_config, Codec(tokenizer))
+    # What a checkpoint came with is saved with the result, even if transformers would refuse it as new.
+    model.generation_config._original_object_hash = hash(model.generation_config)
     if kind:
         load_head(model, kind, stored_head(source.base, config.revision, head_name(model, kind)))
         model.score_head.requires_grad_(train_base)
@@ -168,7 +170,8 @@ def load_model(
 
 
 def _check_ends(base: str, ends: Any) -> None:
-    if any(type(end) is not int for end in (ends if isinstance(ends, list) else [ends] * (ends is not None))):
+    listed = ends if isinstance(ends, list) else [ends] * (ends is not None)
+    if any(type(end) is not int or end.bit_length() > 63 for end in listed):
         raise ModelError(
             f"{base}: its generation_config.json has eos_token_id={ends!r}; expected ids of tokens"
         )

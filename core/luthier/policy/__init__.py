@@ -10,6 +10,7 @@ if TYPE_CHECKING:
         Answer as Answer,
         Decoding as Decoding,
         answers as answers,
+        check_known as check_known,
         check_room as check_room,
     )
     from luthier.policy.model_policy import ModelPolicy as ModelPolicy, policy_of as policy_of

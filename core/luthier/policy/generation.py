@@ -68,7 +68,7 @@ def answers(
     """Yield the place of every prompt and its answers, the shortest prompts first."""
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     for ids in prompts:
-        codec.check_known(ids, len(policy.model.get_input_embeddings().weight), "a prompt")
+        check_known(codec.tokenizer, ids, len(policy.model.get_input_embeddings().weight), "a prompt")
     together = max(1, decoding.batch_size // decoding.n)
     ends = frozenset(answer_ends(policy.model.generation_config, codec))
     policy.model.eval()
@@ -164,3 +164,17 @@ def check_room(prompts: Sequence[Sequence[int]], rows: Sequence[Row], context: i
                 f"{row.origin}: the prompt has {len(ids):,} tokens, and the model's context is {context:,}: "
                 "there is no room for an answer; shorten it or leave the row out"
             )
+
+
+def check_known(tokenizer: Any, ids: Sequence[int], size: int | None, origin: str) -> None:
+    """Refuse a token that the model's embedding of `size` rows has none for; None: that is not known.
+
+    Raises:
+        DataError: There is one.
+    """
+    if size is not None and (beyond := next((token for token in ids if token >= size), None)) is not None:
+        name = tokenizer.convert_ids_to_tokens(beyond)
+        raise DataError(
+            f"{origin}: the token {name!r} is number {beyond:,}, and the model's embedding has {size:,} "
+            "rows; set model.resize=true, which adds some, or take the tokenizer that the model came with"
+        )

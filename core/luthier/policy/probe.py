@@ -20,7 +20,8 @@ def probe(model: PreTrainedModel, device: torch.device) -> Pack:
     Every child has several tokens: the first one is predicted from the prompt, and says nothing of its child.
     """
     config = model.config.get_text_config().to_dict()
-    special = {config.get(name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
+    named = [config.get(name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")]
+    special = {token for ids in named for token in (ids if isinstance(ids, list) else [ids])}
     pool = [token for token in range(min(config["vocab_size"], 1000)) if token not in special]
     ids = tuple(pool[(37 * place + 11) % len(pool)] for place in range(21))
     return Pack.of(

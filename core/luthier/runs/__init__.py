@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from luthier.runs.checkpoint import Checkpoint as Checkpoint, Checkpoints as Checkpoints
     from luthier.runs.folder import (
         SUMMARY as SUMMARY,
+        claimed as claimed,
         finished as finished,
         hooks as hooks,
         remove_leftovers as remove_leftovers,
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
         writing as writing,
     )
     from luthier.runs.job import STATUS as STATUS, job_status as job_status, write_status as write_status
+    from luthier.runs.options import CheckpointConfig as CheckpointConfig, PluginsConfig as PluginsConfig
     from luthier.runs.report import (
         EvaluationReport as EvaluationReport,
         Sample as Sample,

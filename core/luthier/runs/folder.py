@@ -44,15 +44,16 @@ def run_folder(config: DictConfig, processes: Processes) -> Iterator[Path]:
         ConfigError: The folder holds a run that is not resumed, or cannot be written.
     """
     with contextlib.ExitStack() as held:
-        if processes.main and config.run_dir:
-            config.run_dir = _hold(config, held)
+        if processes.main:
+            raw: Any = OmegaConf.to_container(config)
+            config.run_dir = claimed(str(config.run_dir), str(raw["run_dir"]), held)
         config.run_dir = processes.same(config.run_dir)
         yield from _opened(config, Path(config.run_dir), processes)
 
 
 def _opened(config: DictConfig, run_dir: Path, processes: Processes) -> Iterator[Path]:
     resuming = bool(config.get("resume")) and (run_dir / "config.yaml").exists()
-    if processes.same(not config.run_dir or (_holds_a_run(run_dir) and not resuming)):
+    if processes.same(_holds_a_run(run_dir) and not resuming):
         raise ConfigError(
             f"run_dir={config.run_dir} holds a run or a model already; choose another folder, or go on "
             "with it: resume=auto"
@@ -81,14 +82,19 @@ def _opened(config: DictConfig, run_dir: Path, processes: Processes) -> Iterator
             registry.unregister(tracker)
 
 
-def _hold(config: DictConfig, held: contextlib.ExitStack) -> str:
-    """Hold the run folder and return it: two runs in one would replace each other's checkpoints.
+def claimed(named: str, spelt: str, held: contextlib.ExitStack) -> str:
+    """Make the folder `named`, hold it, and return it: two runs in one would replace each other's results.
 
-    Where the clock names it, and a run of the same second has it, it gets a number.
+    Where it is `spelt` with the clock, and a run of the same second has it, it gets a number.
+
+    Raises:
+        ConfigError: It is in use, or cannot be written.
     """
-    raw: Any = OmegaConf.to_container(config)
-    by_clock = "${now" in str(raw["run_dir"])
-    run_dir = wanted = Path(config.run_dir)
+    by_clock = "${now" in spelt
+    wanted = Path(named).expanduser()
+    run_dir = wanted if by_clock else wanted.absolute()
+    if not named.strip():
+        raise ConfigError("run_dir= names no folder: run_dir=FOLDER")
     numbers = itertools.count(2)
     while not _locks(run_dir, held) or (by_clock and _holds_a_run(run_dir)):
         if not by_clock:
@@ -112,7 +118,7 @@ def _locks(run_dir: Path, held: contextlib.ExitStack) -> bool:
 
 
 def _holds_a_run(run_dir: Path) -> bool:
-    return any((run_dir / name).exists() for name in ("config.yaml", "model"))
+    return any((run_dir / name).exists() for name in ("config.yaml", "model", "multirun.yaml"))
 
 
 def remove_leftovers(place: Path, name: str = "") -> None:
@@ -150,14 +156,12 @@ def write_config(config: DictConfig, run_dir: Path) -> None:
     """Write ``config.yaml``.
 
     Raises:
-        ConfigError: The folder cannot be written.
+        LuthierError: It cannot be written.
     """
-    try:
+    with writing(run_dir / "config.yaml", "make room, or choose another run_dir"):
         draft = run_dir / "config.yaml.part"  # a kill must not leave half a config
         OmegaConf.save(config, draft, resolve=True)
         draft.replace(run_dir / "config.yaml")
-    except OSError as error:
-        raise ConfigError(f"run_dir={config.run_dir} cannot be written: {error.strerror}") from error
 
 
 def _clear(run_dir: Path) -> None:

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
+import os
+import signal
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from luthier.runs.report import write_json
 
@@ -14,7 +19,12 @@ STATUS = "status.json"
 
 @contextlib.contextmanager
 def job_status(folder: Path, overrides: Sequence[str]) -> Iterator[None]:
-    """Say in `folder` that a job runs and how it ended; one that is killed is running for ever."""
+    """Say in `folder` that a job runs and how it ended; one that is killed is running for ever.
+
+    Where the multirun that began it is killed, the job is told to stop, as by SIGTERM.
+    """
+    if parent := multiprocessing.parent_process():
+        threading.Thread(target=_stop_after, args=(parent,), daemon=True).start()
     write_status(folder, overrides, "running")
     try:
         yield
@@ -22,6 +32,11 @@ def job_status(folder: Path, overrides: Sequence[str]) -> Iterator[None]:
         write_status(folder, overrides, "failed", str(error) or type(error).__name__)
         raise
     write_status(folder, overrides, "done")
+
+
+def _stop_after(parent: Any) -> None:
+    parent.join()
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def write_status(folder: Path, overrides: Sequence[str], state: str, error: str | None = None) -> None:

@@ -79,7 +79,7 @@ class Processes:
         return shared
 
     def after_main(self, work: Callable[[], None]) -> None:
-        """Let the main process do `work` while the others wait, for hours if it must: collectives time out."""
+        """Let the main process do `work`, the others waiting for hours if they must: collectives time out."""
         if self.main:
             work()
         if self.count > 1:

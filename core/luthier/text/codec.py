@@ -7,8 +7,8 @@ supervised comes from rendering prefixes of the conversation, never from searchi
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from luthier.errors import DataError, UnusableRowError
@@ -22,7 +22,7 @@ from luthier.text.messages import (
     read_messages,
     says_nothing,
 )
-from luthier.text.said import with_texts
+from luthier.text.said import Each, in_messages, in_value
 from luthier.text.text_encoder import TextEncoder
 from luthier.text.turn_encoder import TurnEncoder
 from luthier.trees import Branch, Tree
@@ -66,7 +66,7 @@ class Codec:
         """
         prompt = read_messages(prompt, "prompt", origin)
         if isinstance(prompt, str):
-            ids = self._encoder.start(prompt)
+            ids = self._encoder.start(self._read(prompt, origin))
         else:
             ids = self._turns.prompt(self._conversation(prompt, origin, tools))
         if not ids:
@@ -94,9 +94,10 @@ class Codec:
         if says_nothing(completion):
             raise UnusableRowError(origin, "with an empty completion")
         if isinstance(prompt, str) and isinstance(completion, str):
-            ids = self._encoder.ended(self._encoder.continued(completion))
-            tree = Tree(tuple(self.prompt_ids(prompt, origin)), (Branch(tuple(ids)),), origin)
-            return _all_supervised(tree) if supervise == "all" else tree
+            ids = self.prompt_ids(prompt, origin)
+            start = 1 if supervise == "all" else len(ids)
+            ids += self._encoder.ended(self.continuation(completion, origin))
+            return Tree(tuple(ids[:start]), (Branch(tuple(ids[start:])),), origin)
         return self._tree(*joined(prompt, completion, origin), origin, supervise, tools)
 
     def conversation(
@@ -124,7 +125,7 @@ class Codec:
         """Return the tree of a conversation, or one of each supervised turn, rendered as it is answered.
 
         Each turn has one where `supervise` says so, and where the template renders turns otherwise once
-        others follow: those that forget earlier thoughts do.
+        others follow: those that forget earlier thoughts do, and those that end the last turn alone.
 
         Args:
             messages: The conversation.
@@ -141,11 +142,13 @@ class Codec:
         turns = _supervised(messages, first, supervise, origin)
         if supervise != "each":
             try:
-                return [self._tree(messages, first, origin, supervise, tools)]
+                tree = self._tree(messages, first, origin, supervise, tools)
+                if self._turns.are_ended(tree):
+                    return [tree]
             except AmbiguousTurnError:
                 if len(turns) < 2:
                     raise
-                self._note("with a tree for each turn, as the chat template rewrites earlier turns", origin)
+            self._note("with a tree for each turn, as the chat template rewrites earlier turns", origin)
         conversation = self._conversation(messages, origin, tools)
         return [self._turns.spoken(conversation.first(turn + 1), [turn]) for turn in turns]
 
@@ -177,31 +180,18 @@ class Codec:
         if not text.strip():
             raise UnusableRowError(origin, "with an empty text")
         check_length(len(text), origin)
-        first, *rest = self._encoder.closed(self._encoder.start(text))
+        first, *rest = self._encoder.closed(self._encoder.start(self._read(text, origin)))
         if not rest:
             raise DataError(f"{origin}: the text is one token, and nothing before it predicts it")
         return Tree((first,), (Branch(tuple(rest)),), origin)
 
-    def continuation(self, text: str) -> list[int]:
-        """Return the ids of a text that continues another one, with no end token."""
-        return self._encoder.continued(text)
+    def continuation(self, text: str, origin: str | None = None) -> list[int]:
+        """Return the ids of a text that continues another one, with no end token; of a row's at `origin`."""
+        return self._encoder.continued(text if origin is None else self._read(text, origin))
 
     def text(self, ids: Sequence[int]) -> str:
         """Return generated `ids` as text, without special tokens."""
         return str(self.tokenizer.decode(ids, skip_special_tokens=True))
-
-    def check_known(self, ids: Sequence[int], size: int | None, origin: str) -> None:
-        """Refuse a token that the model's embedding of `size` rows has none for; None: that is not known.
-
-        Raises:
-            DataError: There is one.
-        """
-        if size is not None and (beyond := next((token for token in ids if token >= size), None)) is not None:
-            name = self.tokenizer.convert_ids_to_tokens(beyond)
-            raise DataError(
-                f"{origin}: the token {name!r} is number {beyond:,}, and the model's embedding has {size:,} "
-                "rows; set model.resize=true, which adds some, or take the tokenizer that the model came with"
-            )
 
     @functools.cached_property
     def _encoder(self) -> TextEncoder:
@@ -222,15 +212,24 @@ class Codec:
                 self._note(f"with '{key}' in their messages, which nothing reads", origin)
         if any(message.get("weight", 0) == 1 and message["role"] == "user" for message in messages):
             self._note("with a user's turn that is flagged to be trained, and is not", origin)
-        conversation = Conversation(self.tokenizer, messages, origin, tools or None)
-        spelled = {t for said in conversation.said for _, text in said for t in self._encoder.spelled(text)}
-        if spelled and self.tokenizer.init_kwargs.get("control_tokens") == "text":
-            hidden = [with_texts(m, lambda _, text: self._encoder.hide(text)) for m in messages]
-            return replace(conversation, messages=hidden)
+        messages = self._read(messages, origin, in_messages)
+        return Conversation(self.tokenizer, messages, origin, self._read(tools or None, origin))
+
+    def _read(self, value: Any, origin: str, put: Callable[[Any, Each], Any] = in_value) -> Any:
+        """Return what a row holds; control tokens that it spells are noted, or hidden where they are text."""
+        spelled: list[str] = []
+
+        def hide(_: str, text: str) -> str:
+            spelled.extend(self._encoder.spelled(text))
+            return self._encoder.hide(text)
+
+        hidden = put(value, hide)
+        if self.tokenizer.init_kwargs.get("control_tokens") == "text":
+            return hidden
         if spelled:
-            name = self.tokenizer.convert_ids_to_tokens(min(spelled))
+            name = min(spelled, key=self.tokenizer.convert_tokens_to_ids)
             self._note(f"that spell control tokens, e.g. {name} (see model.control_tokens)", origin)
-        return conversation
+        return value
 
     def _tree(
         self, messages: Sequence[Message], first: int, origin: str, supervise: Supervise, tools: Any
@@ -288,8 +287,3 @@ def _supervised(messages: Sequence[Message], first: int, supervise: Supervise, o
     if any(is_empty(messages[turn]) for turn in trained):
         raise UnusableRowError(origin, "with an empty assistant turn")
     return trained
-
-
-def _all_supervised(tree: Tree) -> Tree:
-    rest = tree.prompt[1:] + tree.branches[0].ids
-    return replace(tree, prompt=tree.prompt[:1], branches=(Branch(rest),))

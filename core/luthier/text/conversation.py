@@ -136,7 +136,7 @@ class Conversation:
         One that writes a mapping as Python does takes text as well.
         """
         calls = [call for message in self.messages for call in message.get("tool_calls") or ()]
-        mappings = [call["arguments"] for call in functions(calls) if call.get("arguments")]
+        mappings = [call["arguments"] for call in functions(calls) if "arguments" in call]
         if not mappings:
             return False
         try:

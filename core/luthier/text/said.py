@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from luthier.text.messages import THOUGHTS, Message
@@ -46,20 +46,31 @@ def with_texts(message: Message, each: Each) -> dict[str, Any]:
     return put
 
 
+def in_messages(messages: Sequence[Message], each: Each) -> list[dict[str, Any]]:
+    """Return `messages` with every text in them, names and ids too, put through `each`.
+
+    Roles stay as they are, and the tags around thoughts.
+    """
+    said = [with_texts(message, each) for message in messages]
+    kept = ("role", "content")
+    return [{k: v if k in kept else in_value(v, each) for k, v in message.items()} for message in said]
+
+
+def in_value(value: Any, each: Each) -> Any:
+    """Return `value`, whatever a row holds, with every text in it put through `each`."""
+    if isinstance(value, Mapping):
+        return {each("a call", str(key)): in_value(part, each) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [in_value(part, each) for part in value]
+    return _put(value, "a call", each) if isinstance(value, str) else value
+
+
 def _in_call(call: Mapping[str, Any], each: Each) -> dict[str, Any]:
     function = call.get("function")
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
         return dict(call)
-    kept = {key: _in_value(value, each) for key, value in function.items() if key in ("name", "arguments")}
+    kept = {key: in_value(value, each) for key, value in function.items() if key in ("name", "arguments")}
     return {**call, "function": {**function, **kept}}
-
-
-def _in_value(value: Any, each: Each) -> Any:
-    if isinstance(value, Mapping):
-        return {each("a call", str(key)): _in_value(part, each) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_in_value(part, each) for part in value]
-    return _put(value, "a call", each) if isinstance(value, str) else value
 
 
 def _put(text: str, what: str, each: Each) -> str:

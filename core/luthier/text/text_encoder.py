@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,15 +38,17 @@ class TextEncoder:
 
     def start(self, text: str) -> list[int]:
         """Tokenise with the tokens that start a text (BOS, once), but without those that end one."""
-        marked = list(self.tokenizer(text)["input_ids"])
-        plain = self.plain(text)
-        added = len(marked) - len(plain)
-        # From the far end, so that of an empty text everything that starts it is kept.
-        starts = next((n for n in range(added, -1, -1) if marked[n : n + len(plain)] == plain), 0)
-        bos = self.tokenizer.bos_token_id
+        plain, starts = self.plain(text), self._starts
         # A text that spells its own: rendered elsewhere, or copied from a prompt.
-        doubled = bos is not None and marked[:2] == [bos, bos] and plain[:1] == [bos]
-        return marked[doubled : starts + len(plain)]
+        doubled = starts[-1:] == plain[:1] == [self.tokenizer.bos_token_id]
+        return starts[: len(starts) - doubled] + plain
+
+    @functools.cached_property
+    def _starts(self) -> list[int]:
+        """What the tokenizer puts before a text."""
+        marked, plain = list(self.tokenizer("a")["input_ids"]), self.plain("a")
+        places = range(len(marked) - len(plain), -1, -1)
+        return marked[: next((n for n in places if marked[n : n + len(plain)] == plain), 0)]
 
     def turn(self, written: str, tail: str, end: int) -> tuple[list[int], list[int]]:
         """Tokenise what a template writes of a turn, split behind the token that ends it.
@@ -92,44 +93,37 @@ class TextEncoder:
         added = self.tokenizer.added_tokens_decoder.items()
         return frozenset([*self.tokenizer.all_special_ids, *(i for i, token in added if token.special)])
 
-    def spelled(self, text: str) -> Iterator[int]:
-        """Yield the special tokens that `text` spells."""
-        for start in self._spellings:
-            if start in text:
-                yield from (token for token, name in self._spellings[start] if name in text)
+    def spelled(self, text: str) -> list[str]:
+        """Return the special tokens that `text` spells."""
+        return self._apart.findall(text)
 
     def hide(self, text: str) -> str:
         """Return `text` with characters for the special tokens that it spells, so that they become text."""
-        for token in sorted(self.spelled(text), key=lambda token: -len(self._names[token])):
-            stand_in = self._stand_ins.setdefault(self._names[token], chr(0xD800 + len(self._stand_ins)))
-            text = text.replace(self._names[token], stand_in)
-        return text
+        return self._apart.sub(lambda found: self._stand_in(found[0]), text)
+
+    def _stand_in(self, name: str) -> str:
+        return self._stand_ins.setdefault(name, chr(0xD800 + len(self._stand_ins)))
 
     def _part(self, text: str) -> list[int]:
         """Tokenise a special token, or a text in which none is meant."""
-        if text in self._names.values():
+        if text in self._names:
             return [self.tokenizer.convert_tokens_to_ids(text)]
         for name, stand_in in self._stand_ins.items():
             text = text.replace(stand_in, name)
         return list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
 
     @functools.cached_property
-    def _names(self) -> dict[int, str]:
-        return {token: str(self.tokenizer.convert_ids_to_tokens(token)) for token in self.special}
-
-    @functools.cached_property
-    def _spellings(self) -> dict[str, list[tuple[int, str]]]:
-        """The special tokens by their first two letters, which few texts have."""
-        spellings: dict[str, list[tuple[int, str]]] = {}
-        for token, name in self._names.items():
-            spellings.setdefault(name[:2], []).append((token, name))
-        return spellings
+    def _names(self) -> frozenset[str]:
+        return frozenset(map(str, self.tokenizer.convert_ids_to_tokens(list(self.special))))
 
     @functools.cached_property
     def _apart(self) -> re.Pattern[str]:
-        """What splits a text into special tokens and what stands between them."""
-        names = sorted(self._names.values(), key=len, reverse=True)
-        return re.compile(f"({'|'.join(map(re.escape, names))})")
+        """What splits a text into special tokens and what stands between them; by two letters, for speed."""
+        names: dict[str, list[str]] = {}
+        for name in sorted(self._names, key=len, reverse=True):
+            names.setdefault(name[:2], []).append(re.escape(name[2:]))
+        starts = (f"{re.escape(start)}(?:{'|'.join(rests)})" for start, rests in names.items())
+        return re.compile(f"({'|'.join(starts) or '(?!)'})")
 
     @functools.cached_property
     def _anchored(self) -> bool:

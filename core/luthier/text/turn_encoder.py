@@ -82,6 +82,13 @@ class TurnEncoder:
         mask = None if all(scored) else tuple(scored)
         return Tree(tuple(self.encoder.plain(prompt)), (Branch(tuple(ids), mask),), conversation.origin)
 
+    def are_ended(self, tree: Tree) -> bool:
+        """Return whether every supervised turn of a conversation's `tree` ends in a token that controls."""
+        (branch,) = tree.branches
+        scored = branch.scored or ()
+        own = zip(branch.ids, scored, scored[1:], strict=False)
+        return all(token in self.encoder.special or not now or then for token, now, then in own)
+
     def _turn(self, conversation: Conversation, turn: int, written: str) -> tuple[list[int], list[int]]:
         """Return the ids of a supervised turn up to its end, and of what the template writes behind."""
         check_written(conversation, written, [turn], thoughts=True)

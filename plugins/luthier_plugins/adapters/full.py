@@ -8,7 +8,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import nn
 
-from luthier import Adapter, Register, hookimpl, option, refuse_adapted, save_model
+from luthier import Adapter, Register, hookimpl, option, refuse_adapted
+from luthier_toolkits.saving import save_model
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from luthier import ConfigError, DataSource, Register, Row, hookimpl, option, unknown
+from luthier import ConfigError, DataSource, Register, Row, hookimpl, option, spoken, unknown
 
 HELD_OUT = 1_000_003
 """Added to the seed of the held-out split, so that it is another draw of the same problems."""
@@ -47,7 +47,7 @@ class ReasoningGym(DataSource):
 
     def verify(self, row: Row, answer: str) -> float | None:
         """Score with the task's verifier: 1.0 for the right answer, less or nothing for others."""
-        return float(self._dataset.score_answer(answer, row.fields["entry"]))
+        return float(self._dataset.score_answer(spoken(answer), row.fields["entry"]))
 
     @functools.cached_property
     def _dataset(self) -> Any:

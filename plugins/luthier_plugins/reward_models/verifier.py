@@ -22,6 +22,7 @@ from luthier import (
     Scorer,
     hookimpl,
     option,
+    spoken,
 )
 
 NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?(?:[eE][-+]?\d+)?")
@@ -77,9 +78,11 @@ class Verifier(RewardModel):
         checks: dict[str, _Check] = {
             "source": functools.partial(_by_source, place.source),
             "exact": lambda candidate: float(
-                candidate.completion.strip() == str(_expected(candidate)).strip()
+                spoken(candidate.completion) == spoken(str(_expected(candidate)))
             ),
-            "number": lambda candidate: float(_same_number(candidate.completion, str(_expected(candidate)))),
+            "number": lambda candidate: float(
+                _same_number(spoken(candidate.completion), str(_expected(candidate)))
+            ),
             "pattern": lambda candidate: float(
                 re.search(self.pattern or "", candidate.completion) is not None
             ),

@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 
 import torch
 
-from luthier import Candidate, ConfigError, Register, Selector, hookimpl, option
+from luthier import Candidate, ConfigError, Register, Selector, hookimpl, option, spoken
 
 NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?")
 
@@ -68,7 +68,7 @@ class Majority(Selector):
         if not candidate.finished:
             return None
         if self.answer == "text":
-            return candidate.completion.strip() or None
+            return spoken(candidate.completion) or None
         matches = list(re.finditer(self.pattern or NUMBER, candidate.completion))
         if not matches:
             return None

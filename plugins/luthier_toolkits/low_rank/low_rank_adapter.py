@@ -25,6 +25,8 @@ from luthier.errors import ConfigError, ModelError
 log = logging.getLogger("luthier")
 RENAMED = frozenset({"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"})
 """What peft takes for experts in ``target_modules``, whatever it is, where transformers has stacked those."""
+_MOST = 2.0**127
+"""No number of a config is beyond what fp32 holds."""
 _STARTS_BESIDE_THE_BASE = (True, False, None, "gaussian", "orthogonal", "eva")
 
 
@@ -185,7 +187,7 @@ def _number(config: Mapping[str, Any], key: str, whole: bool = False) -> float:
     """Return a number of ``adapter_config.json``."""
     value = config.get(key)
     kinds = int if whole else (int, float)
-    if not isinstance(value, kinds) or isinstance(value, bool) or not math.isfinite(value):
+    if not isinstance(value, kinds) or isinstance(value, bool) or not abs(value) < _MOST:
         raise ModelError(f"{key}={value!r}: expected {'a whole' if whole else 'a'} number")
     return value
 

@@ -67,7 +67,7 @@ class LowRankParameters(LowRankAdapter):
             for name, module in found.items():
                 if not _is_linear(module):
                     others[name] = module
-                elif isinstance(linear, list) and type(module) is nn.Linear:
+                elif isinstance(linear, list) and isinstance(module, nn.Linear):  # quantised ones too
                     linear.append(name.rpartition(".")[0])
                 else:
                     raise ConfigError(f"target_parameters: {name} is a linear layer's; name that in targets")

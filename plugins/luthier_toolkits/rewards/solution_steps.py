@@ -49,7 +49,7 @@ def step_tree(
     for number, step in enumerate(steps, 1):
         if not isinstance(step, str) or not step.strip():
             raise DataError(f"{origin}: step {number} must be a text with something in it, got {step!r}")
-        own = codec.continuation(step) + codec.continuation(separator)
+        own = codec.continuation(step, origin) + codec.continuation(separator)
         ids += own
         scored += [False] * (len(own) - 1) + [True]
     if not ids:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Any
 
@@ -31,3 +32,8 @@ class SafeConsole(Console):
     def render_str(self, text: str, **options: Any) -> Text:
         """Render a string: of a line, or of a cell of a table."""
         return super().render_str(visible(text, sys.maxsize), **options)  # a cut would part markup
+
+    def on_broken_pipe(self) -> None:
+        """Say no more where nobody reads on, as after `| head`; what is run goes on to its end."""
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())

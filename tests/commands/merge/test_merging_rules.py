@@ -244,7 +244,7 @@ def test_an_adapter_that_is_not_finite_is_named(copies, tmp_path):
     tensors[name][0, 0] = float("nan")
     save_file(tensors, file, metadata={"format": "pt"})
     with pytest.raises(
-        ModelError, match=rf"models\.b: .*: {name.removeprefix('base_model.model.')} is not finite"
+        ModelError, match=rf"models\.b: .*: {name.removeprefix('base_model.model.')} is not of finite"
     ):
         merged(copies, tmp_path / "run", "merger=soup", labels=("a", "b"), base=False)
 

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from helpers import save_tiny, tiny_llama
 from luthier import ModelError
@@ -63,6 +64,12 @@ VALUES = [
     ("base_model_name_or_path", 7, "names no base model"),
     ("base_model_name_or_path", ["base"], "names no base model"),
     ("base_model_name_or_path", "", "names no base model"),
+    ("lora_alpha", 1e300, r"lora_alpha=1e\+300: expected a number"),
+    ("modules_to_save", [1], r"modules_to_save=\[1\]; expected a list of names"),
+    ("modules_to_save", "lm_head", "modules_to_save='lm_head'; expected a list of names"),
+    ("modules_to_save", {"lm_head": 1}, "modules_to_save=.*expected a list of names"),
+    ("target_parameters", [3], r"target_parameters=\[3\]; expected a list of names"),
+    ("target_parameters", "mlp", "target_parameters='mlp'; expected a list of names"),
     ("layer_replication", [[0, 2]], "layer_replication"),
 ]
 
@@ -102,3 +109,40 @@ def test_adapters_on_each_other_are_refused(folder, tmp_path):
         with pytest.raises(ModelError, match="is an adapter on another adapter") as error:
             load(tmp_path / name)
         assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda tensor: tensor.to(torch.int8),
+        lambda tensor: tensor > 0,
+        lambda tensor: tensor.to(torch.complex64),
+        lambda tensor: tensor.fill_(float("nan")),
+        lambda tensor: tensor.fill_(float("inf")),
+    ],
+    ids=["whole numbers", "truth values", "complex numbers", "nan", "inf"],
+)
+def test_weights_that_are_no_finite_numbers_are_refused(folder, tmp_path, damage):
+    """A6 of adapters: peft takes them for weights."""
+    shutil.copytree(folder / "sound", tmp_path / "adapter")
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    tensors = load_file(file)
+    name = sorted(tensors)[0]
+    save_file(tensors | {name: damage(tensors[name])}, file)
+    with pytest.raises(ModelError, match=r"self_attn|mlp") as caught:
+        load(tmp_path / "adapter")
+    assert "is not of finite floating-point numbers" in str(caught.value)
+
+
+@pytest.mark.parametrize("ids", [[1, 10**9], [1, 2**70]], ids=["memory", "integers"])
+def test_tokens_beyond_all_vocabularies_are_refused(folder, tmp_path, ids):
+    shutil.copytree(folder / "sound", tmp_path / "adapter")
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    (tmp_path / "adapter" / "adapter_config.json").write_text(
+        json.dumps(config | {"trainable_token_indices": ids})
+    )
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    rows = {"base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta": torch.ones(2, 32)}
+    save_file(load_file(file) | rows, file)
+    with pytest.raises(ModelError, match=r"embed_tokens"):
+        load(tmp_path / "adapter")

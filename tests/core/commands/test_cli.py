@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,10 +13,12 @@ import pytest
 
 import forked
 from helpers import save_tiny, write_rows
+from luthier import compose, train
 from luthier.commands.cli import _interrupted_afterwards, dispatch, report
-from luthier.commands.launch import PRELOADED, _Jobs, _sweep_folder
+from luthier.commands.launch import PRELOADED, _Jobs
 from luthier.errors import LuthierError
 from luthier.system import locked
+from luthier_toolkits.terminal import SafeConsole
 
 pytestmark = pytest.mark.slow
 
@@ -80,15 +83,6 @@ def test_a14_a_refused_job_shows_no_figures_of_the_run_whose_folder_it_asked_for
     assert (done.returncode, "tok/s" in done.stdout) == (0, True), done.stderr
 
 
-def test_a14_a_folder_belongs_to_one_multirun_at_a_time(folder):
-    (folder / "held").mkdir()
-    with locked(folder / "held"):
-        done = luthier(folder, "train", "-m", *TINY, "seed=0,1", "hydra.sweep.dir=held")
-    assert done.returncode == 2
-    assert done.stderr == "luthier: held is in use by a multirun that has not ended; choose another\n"
-    assert not list((folder / "held").rglob("status.json"))
-
-
 def test_a14_runs_that_start_in_one_second_have_folders_of_their_own(folder):
     # hydra#1607; named by the hour here, so that they surely meet.
     words = ["train", *TINY, "max_steps=1", "run_dir=clock/${now:%Y-%m-%d_%H}"]
@@ -99,14 +93,60 @@ def test_a14_runs_that_start_in_one_second_have_folders_of_their_own(folder):
     assert second == f"{first}-2"
 
 
-def test_a14_multiruns_that_start_in_one_second_have_folders_of_their_own(folder, tmp_path):
-    named = str(tmp_path / "runs" / "now")
-    made = [_sweep_folder(named, "now") for _ in range(3)]
-    assert made == [named, f"{named}-2", f"{named}-3"]
-    assert all(Path(name).is_dir() for name in made)
-    done = luthier(folder, "train", *TINY, "-m", "max_steps=1")
-    (sweep,) = (folder / "runs").glob("????-??-??_??-??-??")
-    assert json.loads((sweep / "0" / "status.json").read_text())["state"] == "done", done.stderr
+def test_a14_multiruns_that_start_in_one_second_have_folders_of_their_own(folder):
+    words = ["train", *TINY, "-m", "max_steps=1", "run_dir=clocks/${now:%Y-%m-%d_%H}"]
+    commands = [forked.Command(words, cwd=folder) for _ in range(2)]
+    ends = [command.communicate() for command in commands]
+    assert [command.returncode for command in commands] == [0, 0], ends
+    first, second = sorted(path.parents[1].name for path in (folder / "clocks").rglob("summary.json"))
+    assert second == f"{first}-2"
+    assert json.loads((folder / "clocks" / first / "0" / "status.json").read_text())["state"] == "done"
+
+
+def test_a14_a_busy_folder_of_a_multirun_stays_as_it_is(folder):
+    (folder / "busy").mkdir()
+    (folder / "busy" / "multirun.yaml").write_text("of the first one")
+    for word in ("run_dir=busy", "hydra.sweep.dir=busy"):
+        with locked(folder / "busy"):
+            done = luthier(folder, "train", *TINY, "-m", "seed=0,1", word)
+        assert done.returncode == 2
+        assert done.stderr.endswith(
+            "busy is in use by a run that has not ended; wait for it, or choose another\n"
+        )
+        assert [path.name for path in (folder / "busy").iterdir()] == ["multirun.yaml"]
+        assert (folder / "busy" / "multirun.yaml").read_text() == "of the first one"
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["seed=0,1", "hydra.sweep.subdir=same"], "same would be that of two runs; hydra.sweep.subdir must"),
+        (["seed=glob(*)"], "-m has nothing to run: no value in "),
+        (["seed=0,1", "run_dir="], "run_dir= names no folder"),
+        (["seed=0,1", "run_dir=rows.jsonl"], "rows.jsonl cannot be written: File exists"),
+        (["seed=0,1", "hydra.sweep.dir=rows.jsonl/x"], "rows.jsonl/x cannot be written: Not a directory"),
+        (["run_dir=one,other"], "run_dir=one,other: a multirun has one run_dir, with a folder for every run"),
+    ],
+)
+def test_a14_no_two_jobs_share_a_folder_and_none_is_lost(folder, monkeypatch, words, told):
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(_Jobs, "_in_own_process", lambda *_: 0)
+    with pytest.raises(LuthierError, match=re.escape(told)) as error:
+        dispatch(["train", *TINY, "-m", *words])
+    assert error.value.status == 2
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("word", ["run_dir=~/1.10", "hydra.sweep.dir=~/1.10", "run_dir='~/1.10'"])
+def test_e_a_tilde_is_the_home_folder_for_every_run(folder, tmp_path, monkeypatch, word):
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(_Jobs, "_in_own_process", lambda *_: 0)
+    assert dispatch(["train", *TINY, "-m", "seed=0,1", word]) == 0
+    assert sorted(path.name for path in (tmp_path / "1.10").iterdir()) == ["0", "1", "multirun.yaml"]
+    if word.startswith("run_dir"):
+        config = compose("train", [*TINY, f"{word}-x".replace("'-x", "-x'"), "max_steps=1"])
+        assert train(config).run_dir == tmp_path / "1.10-x"
 
 
 def test_jobs_are_labelled_by_the_words_that_were_typed():
@@ -241,3 +281,30 @@ import {PRELOADED}
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_closed_output_is_no_mistake(folder):
+    program = [sys.executable, "-c", "from luthier.commands.cli import main; main(['help'])"]
+    shell = subprocess.run(
+        ["sh", "-c", 'exec "$@" >&-', "sh", *program], capture_output=True, text=True, check=False
+    )
+    assert (shell.returncode, shell.stderr) == (0, "")
+
+
+def test_a_pipe_that_nobody_reads_on_ends_no_run():
+    ear, mouth = os.pipe()
+    os.close(ear)
+    with os.fdopen(mouth, "w") as stream:
+        console = SafeConsole(file=stream)
+        console.print("first")  # rich's own console would raise SystemExit
+        console.print("second")
+
+
+def test_d5_help_shows_names_of_ones_own_files_as_they_are(tmp_path, capsys):
+    (tmp_path / "recipe").mkdir()
+    (tmp_path / "recipe" / "a\x1b]0;x\x07[red]b.yaml").write_text("# @package _global_\n# \x1b[31m Yes.\n")
+    assert dispatch(["help", "train", "--config-dir", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert "a\\x1b]0;x\\x07[red]b" in said
+    assert "\x1b" not in said
+    assert "\x07" not in said

@@ -59,6 +59,18 @@ def test_e_a_signal_to_a_multirun_stops_its_job_and_begins_no_other(folder, numb
     assert not (folder / "sweep/1").exists() or not list((folder / "sweep/1").iterdir())
 
 
+def test_e_a_multirun_that_is_killed_stops_its_job_which_saves(folder):
+    parent = Command(["train", "-m", *LONG, "seed=0,1", "hydra.sweep.dir=sweep"], cwd=folder)
+    wait_for(folder / "sweep/0/checkpoints/step-00000005", lambda: parent.returncode is not None)
+    parent.kill()
+    parent.communicate()
+    patience = time.monotonic() + 120
+    while json.loads((folder / "sweep/0/status.json").read_text())["state"] == "running":
+        assert time.monotonic() < patience, "the job goes on"
+        time.sleep(0.1)
+    assert_stopped(folder, "sweep/0")
+
+
 def test_e_a_signal_to_a_run_stops_its_stage(folder):
     stage = f"train {' '.join(LONG)} tracker=[] run_dir=first"
     parent = Command(["train", *TINY, f"stages.first='{stage}'", "run_dir=second"], cwd=folder)

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from omegaconf import OmegaConf
 
 import forked
 from helpers import save_tiny, write_rows
@@ -43,6 +44,98 @@ def test_the_file_goes_before_its_recipe_and_the_command_line_before_the_file(tm
 def test_files_beside_it_may_be_in_its_defaults(tmp_path):
     config = composed(tmp_path, "defaults: [shared]\nseed: 4\n", shared="seed: 3\nepochs: 5\n")
     assert (config.seed, config.epochs) == (4, 5)
+
+
+@pytest.mark.parametrize(
+    ("preset", "word"),
+    [
+        ("recipe/quickstart", "recipe=quickstart"),
+        ("data/sums", "data=sums"),
+        ("model/llama3_8b", "model=llama3_8b"),
+        ("adapter/lora", "adapter=lora"),
+        ("adapter/lora", "seed=1"),
+        ("optimiser/adamw", "seed=1"),
+    ],
+)
+@pytest.mark.parametrize("beside", [True, False], ids=["beside a file", "in --config-dir"])
+def test_e_a_preset_of_ones_own_with_the_name_of_another_is_refused(tmp_path, preset, word, beside):
+    (tmp_path / preset).parent.mkdir()
+    (tmp_path / f"{preset}.yaml").write_text("{}")
+    (tmp_path / "my.yaml").write_text("seed: 3")
+    own = {"file": tmp_path / "my.yaml"} if beside else {"folders": [tmp_path]}
+    with pytest.raises(ConfigError, match=rf"/{preset}\.yaml has the name of another {preset}: rename it$"):
+        compose("train", [*DATA, word], **own)
+
+
+WRITTEN = ["1.10", "010", "1:30", "2026_11_27", "no", "0x1F", "1e3", "2026-11-28", "off"]
+
+
+@pytest.mark.parametrize("written", WRITTEN)
+@pytest.mark.parametrize("where", ["file", "beside", "recipe"])
+def test_e_text_in_a_file_stays_as_it_is_written(tmp_path, written, where):
+    ours = f"run_dir: {written}\nmodel: {{new_tokens: [{written}]}}\ndata: {{columns: {{text: {written}}}}}\n"
+    files = {"file": ours, "beside": "defaults: [beside]", "recipe": "recipe: mine"}
+    (tmp_path / "recipe").mkdir()
+    (tmp_path / "beside.yaml").write_text(ours)
+    (tmp_path / "recipe/mine.yaml").write_text(f"# @package _global_\n{ours}")
+    config = composed(tmp_path, files[where])
+    found = config.run_dir, *config.model.new_tokens, config.data.columns.text
+    assert found == (written, written, written)
+
+
+@pytest.mark.parametrize("written", WRITTEN)
+def test_e_text_in_a_preset_of_ones_own_stays_as_it_is_written(tmp_path, written):
+    (tmp_path / "data").mkdir()
+    text = f"defaults: [json]\ncolumns: {{text: {written}}}\npath: {written}"
+    (tmp_path / "data/mine.yaml").write_text(text)
+    config = compose("train", ["model.path=base", "data=mine"], folders=[tmp_path])
+    assert (config.data.path, config.data.columns.text) == (written, written)
+
+
+def test_e_what_is_no_text_is_read_as_yaml(tmp_path):
+    config = composed(tmp_path, "seed: 0x10\nmodel: {gguf_package: null}\nmax_grad_norm: 1e1\nresume: no\n")
+    assert (config.seed, config.model.gguf_package, config.max_grad_norm) == (16, None, 10.0)
+
+
+def test_c_aliases_that_multiply_are_one_line(tmp_path):
+    laughs = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n"
+    laughs += "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12))
+    with pytest.raises(ConfigError, match=r"holds itself, or has 100,000 values and more"):
+        composed(tmp_path, laughs)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "defaults: [1]", "defaults: [{}]", "adapter: {name: 3}", "defaults: [my]", "model: &m {shape: *m}",
+        f"seed: {'[' * 2000}{']' * 2000}",
+    ],
+)  # fmt: skip
+def test_c_what_has_not_the_form_of_a_config_is_one_line(tmp_path, text):
+    with pytest.raises(
+        ConfigError,
+        match=r"not the form of one|nested too deeply|my.yaml:1: found unconstructable",
+    ):
+        composed(tmp_path, text)
+
+
+def test_a_folder_that_is_given_twice_is_one(tmp_path):
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "mine.yaml").write_text("defaults: [lora]\nrank: 5\n")
+    (tmp_path / "my.yaml").write_text("adapter: mine")
+    folders = [tmp_path, tmp_path / "adapter" / ".."]
+    assert compose("train", DATA, file=tmp_path / "my.yaml", folders=folders).adapter.rank == 5
+
+
+def test_e_a_file_beside_ones_own_takes_no_schemas_place(tmp_path):
+    with pytest.raises(ConfigError, match=r"/train_schema\.yaml has the name of another train_schema"):
+        composed(tmp_path, "seed: 3", train_schema="seed: 4")
+
+
+def test_e_the_config_of_a_training_is_none_of_an_evaluation(tmp_path):
+    (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(compose("train", DATA)))
+    with pytest.raises(ConfigError, match=r"config\.yaml: unknown option 'adapter': this command has no ad"):
+        compose("evaluate", DATA, file=tmp_path / "config.yaml")
 
 
 @pytest.mark.parametrize("name", ["train.yaml", "run_folder.yaml", "config.yml", "a b.yaml"])

@@ -150,3 +150,38 @@ def test_what_is_wrong_is_one_line_with_the_row(row, options, told):
         fields(row, **options)
     assert str(caught.value).startswith(told)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("fields", "begun"),
+    [
+        ({"prompt": [USER], "completion": [ANSWER]}, {"prompt"}),
+        ({"prompt": [USER], "chosen": [ANSWER], "rejected": [ANSWER]}, {"prompt"}),
+        ({"chosen": [USER, ANSWER], "rejected": [USER, ANSWER]}, {"chosen", "rejected"}),
+        (
+            {"prompt": USER["content"], "chosen": [USER, ANSWER], "rejected": [USER, ANSWER]},
+            {"chosen", "rejected"},
+        ),
+        (
+            {"prompt": [USER], "chosen": [USER, ANSWER], "rejected": [USER, ANSWER]},
+            {"prompt", "chosen", "rejected"},
+        ),
+    ],
+)
+def test_a_column_system_is_lost_in_no_layout(fields, begun):
+    # Intel's orca pairs have it beside prompt, chosen and rejected: it was left out without a word.
+    row = laid_out(Row({**fields, "system": "be short"}, "f:1"), Nothing(), True).fields
+    system = {"role": "system", "content": "be short"}
+    assert {name for name in fields if row[name][0] == system} == begun
+    for name in fields:
+        assert list(row[name])[name in begun :] == list(fields[name])
+    own = {name: [system, *fields[name]] if name in begun else fields[name] for name in fields}
+    assert {
+        name: laid_out(Row({**own, "system": "no"}, "f:1"), Nothing(), True).fields[name] for name in own
+    } == own
+
+
+def test_a_prompt_that_is_a_text_begins_with_the_column_system():
+    for more in ({"completion": "b"}, {"chosen": "b", "rejected": "c"}):
+        row = laid_out(Row({"system": "be short", "prompt": "a", **more}, "f:1"), Nothing(), True)
+        assert {name: row.fields[name] for name in ("prompt", *more)} == {"prompt": "be short\n\na", **more}

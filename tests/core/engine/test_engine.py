@@ -12,9 +12,9 @@ from transformers.optimization import get_scheduler
 
 from helpers import tiny_llama
 from luthier import Branch, LuthierError, ModelPolicy, Tree
-from luthier.config.options import ScheduleConfig
 from luthier.data.batches import RowBatches
 from luthier.data.sampler import Sampler
+from luthier.engine import ScheduleConfig
 from luthier.engine.loop import Loop, accumulate, normalise
 from luthier.engine.monitors import Monitor
 from luthier.engine.progress import Plan

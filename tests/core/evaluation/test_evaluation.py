@@ -11,8 +11,8 @@ from transformers import GenerationConfig
 
 from helpers import tiny_llama, tiny_tokenizer
 from luthier import Codec, DataSource, ModelPolicy, Row
-from luthier.config.options import EvaluationConfig
 from luthier.data.data import encode
+from luthier.evaluation import EvaluationConfig
 from luthier.evaluation.evaluation import Evaluator, greedy
 from luthier.policy.generation import Decoding, answers
 from luthier_plugins.objectives.sft import SFT

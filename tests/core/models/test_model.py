@@ -17,11 +17,11 @@ from luthier import ConfigError, ModelError
 from luthier.adapters.linear_adapter import adapted_layers, adapter_off
 from luthier.config.model_config import ModelConfig
 from luthier.models.model import load_model
-from luthier.models.saving import save_model, verify_saved
 from luthier.models.tokenizer import verify_tokenizer
 from luthier.system.precision import pick_device, pick_dtype, weights_and_autocast
 from luthier_plugins.adapters.lora import LoRA
 from luthier_plugins.model_formats.gguf import conversion as gguf
+from luthier_toolkits.saving import save_model, verify_saved
 
 IDS = torch.arange(3, 15)[None]
 CPU = torch.device("cpu")
@@ -494,6 +494,15 @@ def test_damaged_gguf_files_are_told(gguf_file):
         gguf_file.write_bytes(content)
         with pytest.raises(ModelError, match=r"tiny.gguf is damaged or no GGUF file"):
             gguf.gguf_folder(gguf_file)
+
+
+def test_a_gguf_file_that_lacks_a_tensor_is_refused(gguf_file):
+    """A6: transformers would draw it."""
+    whole = gguf_file.read_bytes()
+    assert whole.count(b"blk.1.ffn_up.weight") == 1
+    gguf_file.write_bytes(whole.replace(b"blk.1.ffn_up.weight", b"blk.1.ffn_uq.weight"))
+    with pytest.raises(ModelError, match=r"tensors missing: 1 \(model\.layers\.1\.mlp\.up_proj\.weight\)"):
+        gguf.gguf_folder(gguf_file)
 
 
 @pytest.mark.slow

@@ -10,9 +10,10 @@ from safetensors.torch import load_file, save_file
 from helpers import save_tiny, tiny_tokenizer, write_rows
 from luthier import ModelError, compose, evaluate, train
 from luthier.config import ModelConfig
-from luthier.models import load_model, load_whole, save_model
+from luthier.models import load_model, load_whole
 from luthier_plugins.commands.fold.folding import fold
 from luthier_plugins.commands.sample.sampling import sample
+from luthier_toolkits.saving import save_model
 
 FIRST = "lm_head.weight, model.embed_tokens.weight, …"
 

@@ -8,22 +8,24 @@ import itertools
 import json
 import shutil
 import signal
-from functools import partial
+from functools import partial, partialmethod
 
 import pytest
 from safetensors.torch import load_file
+from transformers import PreTrainedModel
 
 from helpers import save_tiny, write_rows
 from killing import Operations, forked
 from luthier import compose, train
 from luthier_plugins.commands.fold import fold
 from luthier_plugins.commands.merge import merge
-from luthier_plugins.commands.sample import sample
+from luthier_plugins.commands.sample import sample, sampling
 
 pytestmark = pytest.mark.slow
 KILLS = 40
+"""Kills of a command, at the least."""
 AT_THE_END = 10
-"""Kills among the last operations, while the result is written."""
+"""Those among the last operations on the result, while it is written."""
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +34,7 @@ def folder(tmp_path_factory):
     save_tiny(path / "base")
     pairs = [f"{a}{b}" for a, b in itertools.product("abc", "def")]
     write_rows(path / "rows.jsonl", [{"prompt": f"{p} ->", "completion": f" {p[::-1]}"} for p in pairs])
+    write_rows(path / "asked.jsonl", [{"prompt": f"{p} ->"} for p in (*pairs, "ag", "bg", "cg")])
     write_rows(path / "held.jsonl", [{"prompt": "x ->", "completion": " y"}])
     preferences = [{"prompt": f"{p} ->", "chosen": f" {p[::-1]}", "rejected": f" {p}"} for p in pairs]
     write_rows(path / "pairs.jsonl", preferences)
@@ -59,6 +62,14 @@ HELD_OUT = ["data@eval_data=jsonl", "eval_data.path={folder}/held.jsonl", "evalu
             "evaluation.every=1"]  # fmt: skip
 
 
+@pytest.fixture
+def small_parts(monkeypatch):
+    """Write answers batch by batch, and models in many shards: enough operations for all kills."""
+    whole = PreTrainedModel.save_pretrained
+    monkeypatch.setattr(sampling, "TOGETHER", 1)
+    monkeypatch.setattr(PreTrainedModel, "save_pretrained", partialmethod(whole, max_shard_size="4KB"))
+
+
 def lora(folder):
     return sft(folder, "OUT", *(word.format(folder=folder) for word in HELD_OUT))
 
@@ -79,11 +90,11 @@ def ppo(folder):
 
 def merged(folder):
     models = f"models=[{folder}/full,{folder}/other]"
-    return [models, "merger=soup", "shard_gb=1e-5", "run_dir=OUT", "resume=auto"]
+    return [models, "merger=soup", "shard_gb=1e-7", "run_dir=OUT", "resume=auto"]
 
 
 def sampled(folder):
-    data = ["data=jsonl", f"data.path={folder}/rows.jsonl", "reward_model=[length]", "n=2", "batch_size=2"]
+    data = ["data=jsonl", f"data.path={folder}/asked.jsonl", "reward_model=[length]", "n=2", "batch_size=2"]
     more = ["max_new_tokens=3", "out=OUT/answers.jsonl", "write=candidates", "selector=best_of_n"]
     return [f"model.path={folder}/base", "model.dtype=float32", *data, *more]
 
@@ -93,14 +104,16 @@ def folded(folder):
 
 
 COMMANDS = {
-    lora: (train, "run_dir"), full: (train, "run_dir"), dpo: (train, "run_dir"), ppo: (train, "run_dir"),
-    merged: (merge, "run_dir"), sampled: (sample, "out"), folded: (fold, "out"),
+    lora: (train, "run_dir", "model."), full: (train, "run_dir", "model."), dpo: (train, "run_dir", "model."),
+    ppo: (train, "run_dir", "model."), merged: (merge, "run_dir", "/merging"),
+    sampled: (sample, "out", "answers.jsonl"), folded: (fold, "out", ".folded."),
 }  # fmt: skip
+"""Of each what runs it, the option that says where to, and what the paths hold that become its result."""
 
 
 def composed(overrides, folder):
     """Return what does the command in a folder: composed once, as that takes as long as the command."""
-    run, key = COMMANDS[overrides]
+    run, key, _ = COMMANDS[overrides]
     config = compose(run.__name__, overrides(folder))
 
     def command(out):
@@ -136,24 +149,31 @@ def _timeless(path, out):
     return text
 
 
-def pairs(places):
-    return itertools.zip_longest(places[::2], places[1::2], fillvalue=places[0])
+def deadly(operations, result):
+    """Return the places to be killed at: evenly among all operations, and at the last on the result."""
+    writing = [place for place, line in enumerate(operations, 1) if result in line]
+    late = writing[-AT_THE_END:]
+    others = [place for place in range(1, len(operations) + 1) if place not in late]
+    assert len(late) == AT_THE_END, writing
+    places = sorted({*others[:: max(1, len(others) // (KILLS - AT_THE_END))], *late, len(operations)})
+    assert len(places) >= KILLS, operations
+    return places
 
 
 @pytest.mark.parametrize("overrides", COMMANDS, ids=lambda overrides: overrides.__name__)
-def test_e_a_command_killed_anywhere_and_repeated_ends_in_the_same_bits(folder, tmp_path, overrides):
+def test_e_a_command_killed_anywhere_and_repeated_ends_in_the_same_bits(
+    folder, tmp_path, small_parts, overrides
+):
     command, log = composed(overrides, folder), tmp_path / "operations"
     whole = tmp_path / "whole"
     assert forked((lambda: command(whole), Operations(whole, log=log))) == [(0, "")]
     operations = log.read_text().splitlines()
-    last = len(operations) - AT_THE_END
-    assert last > 0, operations
-    expected = contents(whole)
-    spread = range(1, last, max(1, last // (KILLS - AT_THE_END)))
-    for places in pairs([*spread, *range(last, len(operations) + 1)]):
+    expected, killed = contents(whole), 0
+    everywhere = deadly(operations, COMMANDS[overrides][2])
+    for places in (everywhere[first : first + 2] for first in range(0, len(everywhere), 2)):
         outs = {place: tmp_path / f"killed{place}" for place in places}
-        killed = [(partial(command, out), Operations(out, deadly=place)) for place, out in outs.items()]
-        assert {status for status, _ in forked(*killed)} == {-signal.SIGKILL}, places
+        once = [(partial(command, out), Operations(out, deadly=place)) for place, out in outs.items()]
+        assert {status for status, _ in forked(*once)} == {-signal.SIGKILL}, places
         again = forked(*((partial(command, out), None) for out in outs.values()))
         for (place, out), (status, said) in zip(outs.items(), again, strict=True):
             where = f"killed before {operations[place - 1]}"
@@ -161,3 +181,5 @@ def test_e_a_command_killed_anywhere_and_repeated_ends_in_the_same_bits(folder, 
             assert status == 0 or whole_already, (where, said)
             assert contents(out) == expected, where
             shutil.rmtree(out)
+            killed += 1
+    assert killed >= KILLS

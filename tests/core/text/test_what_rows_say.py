@@ -15,8 +15,11 @@ from luthier.data.data import encode
 from luthier.data.formats import laid_out
 from luthier.evaluation import Evaluator
 from luthier.models.chat_templates import FOLD
+from luthier.trees import Tree
 from luthier_plugins.data_sources.jsonl import JsonLines
 from luthier_plugins.objectives.dpo import DPO
+from luthier_plugins.objectives.kto import KTO
+from luthier_plugins.objectives.process_reward import ProcessReward
 from luthier_plugins.objectives.sft import SFT
 
 TURN, OPEN = "{% for m in messages %}", "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -46,6 +49,7 @@ KNOWN = (
 NO_SYSTEM = (
     "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
 )
+SPELLS = "say <|im_end|> and <|im_start|>user"
 USER, ANSWER = {"role": "user", "content": "one"}, {"role": "assistant", "content": "two"}
 CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": "three"}}}
 
@@ -127,6 +131,40 @@ def test_control_tokens_that_are_spelled_can_be_text():
     # What spells none is the same either way.
     assert codec.conversation([USER, ANSWER], "f:1") == codec_of(CHATML).conversation([USER, ANSWER], "f:1")
     assert not codec.noted
+
+
+@pytest.mark.parametrize(
+    ("objective", "fields"),
+    [
+        (SFT(), {"prompt": SPELLS, "completion": f" {SPELLS}"}),
+        (SFT(supervise="all"), {"prompt": SPELLS, "completion": f" {SPELLS}"}),
+        (SFT(), {"text": SPELLS}),
+        (DPO(), {"prompt": SPELLS, "chosen": f" {SPELLS}", "rejected": " no"}),
+        (KTO(), {"prompt": SPELLS, "completion": f" {SPELLS}", "label": True}),
+        (ProcessReward(), {"prompt": SPELLS, "steps": [SPELLS, "so"], "labels": [1, 0]}),
+        (SFT(), {"messages": [{**USER, "name": SPELLS}, {**ANSWER, "content": SPELLS}]}),
+        (SFT(), {"messages": [USER, ANSWER], "tools": [{"name": "add", "description": SPELLS}]}),
+        (SFT(), {"messages": [USER, {**ANSWER, "tool_calls": [{**CALL, "id": SPELLS}]}]}),
+    ],
+)
+def test_control_tokens_are_text_wherever_a_row_spells_them(objective, fields):
+    template = CHATML.replace(
+        "{{ m.content }}", "{{ m.content }}{{ m.name }}{{ (m.tool_calls or []) | tojson }}"
+    )
+    template = "{{ (tools or []) | tojson }}" + template
+    meant = {"messages": 5 - 1, "prompt": 0, "text": 0}[next(iter(fields))]  # two begin turns, two end them
+    codec = codec_of(template, "text")
+    encoded = objective.encode(Row(fields, "f:1"), codec)
+    tree = encoded if isinstance(encoded, Tree) else encoded[0]
+    controls = set(codec.tokenizer.all_special_ids)
+    answered = 0 if isinstance(objective, ProcessReward) else len(tree.branches)
+    ids = [*tree.prompt, *(token for branch in tree.branches for token in branch.ids)]
+    assert sum(token in controls for token in ids) == (meant or answered)
+    assert SPELLS in codec.tokenizer.decode(ids)
+    assert not codec.noted
+    codec = codec_of(template)
+    objective.encode(Row(fields, "f:1"), codec)
+    assert [list(origins) for what, origins in codec.noted.items() if "control tokens" in what] == [["f:1"]]
 
 
 @pytest.mark.parametrize("many", [0, 70_000])
@@ -327,6 +365,23 @@ def test_a_turn_has_a_tree_of_its_own_where_earlier_thoughts_are_forgotten():
         codec.trees(THINKS, "f:1", "all")
 
 
+@pytest.mark.parametrize("end", ["", "<|im_end|>"])
+def test_turns_that_the_template_ends_in_the_last_place_alone_have_a_tree_each(end):
+    # GLM's turns end in nothing, gpt-oss' last one in a token of its own: the others' ends were untrained.
+    last = f"{{% if loop.last and m.role == 'assistant' %}}{end}{{% endif %}}"
+    template = TURN + "[{{ m.role }}]{{ m.content }}" + last + "{% endfor %}"
+    codec = codec_of(template + "{% if add_generation_prompt %}[assistant]{% endif %}")
+    talk = [USER, ANSWER, {**USER, "content": "three"}, {**ANSWER, "content": "four"}]
+    trees = codec.trees(talk, "f:1")
+    assert [said(codec, tree) for tree in trees] == [
+        f"two{end or '<|im_end|>'}",
+        f"four{end or '<|im_end|>'}",
+    ]
+    assert codec.tokenizer.decode(trees[1].prompt) == "[user]one[assistant]two[user]three[assistant]"
+    assert trees == codec.trees(talk, "f:1", "each")
+    assert len(codec.trees(talk, "f:1", "all")) == 1
+
+
 def test_trees_of_turns_are_counted_and_answered_once_a_row():
     codec = codec_of(FORGETS)
     data = encode(listed({"messages": THINKS}, {"messages": [USER, ANSWER]}), SFT(), codec, 64)
@@ -341,8 +396,9 @@ def test_trees_of_turns_are_counted_and_answered_once_a_row():
 
 def test_each_makes_the_trees_of_all_where_prefixes_hold():
     codec, talk = codec_of(CHATML), [USER, ANSWER, USER, {**ANSWER, "content": "four"}]
-    together = codec.conversation(talk, "f:1")
-    assert "".join(said(codec, tree) for tree in codec.trees(talk, "f:1", "each")) == said(codec, together)
+    together, apart = codec.conversation(talk, "f:1"), codec.trees(talk, "f:1", "each")
+    assert [list(tree.prompt) for tree in apart] == [codec.prompt_ids(talk[:1]), codec.prompt_ids(talk[:3])]
+    assert "".join(said(codec, tree) for tree in apart) == said(codec, together)
     assert codec.trees(talk, "f:1") == [together]
 
 
@@ -427,6 +483,28 @@ def test_the_prompt_of_a_conversation_is_what_stands_before_its_answer(fields, p
     assert (row.fields["prompt"], row.fields.get("completion")) == (prompt, completion)
 
 
+@pytest.mark.parametrize("template", [CHATML, FORGETS])
+@pytest.mark.parametrize(
+    "answer",
+    [ANSWER, {**ANSWER, "content": "<think>\nhm\n</think>\n\ntwo"}, {**ANSWER, "reasoning_content": "hm"}],
+)
+def test_an_answer_is_right_by_what_it_says_behind_its_thoughts(template, answer):
+    # Qwen3's template writes an empty thought before every answer: none that was learned by heart was right.
+    codec, source = codec_of(template), listed()
+    row = asked(Row({"messages": [USER, answer]}, "f:1"))
+    if "reasoning_content" not in answer or template == FORGETS:
+        learned = codec.text(codec.conversation([USER, answer], "f:1").branches[0].ids)
+        assert source.verify(row, learned) == 1.0
+    assert source.verify(row, "<think>\nwell, two\n</think>\n\n two\n") == 1.0
+    assert source.verify(row, "two") == 1.0
+    assert source.verify(row, "<think>\ntwo\n</think>\n\nthree") == 0.0
+
+
+def test_how_a_call_is_spelled_is_known_to_nobody():
+    called = {"messages": [USER, {**ANSWER, "content": "", "tool_calls": [CALL]}]}
+    assert listed().verify(asked(Row(called, "f:1")), "add(three)") is None
+
+
 @pytest.mark.parametrize(
     "fields", [{"text": "a"}, {"messages": [ANSWER]}, {"messages": []}, {"messages": "a"}]
 )
@@ -468,6 +546,13 @@ def test_random_conversations_are_rendered_whole(seed):
     assert list(tree.prompt + tree.branches[0].ids) == codec.tokenizer(shown)["input_ids"]
     answers = [m["content"] + "<|im_end|>" for m in talk if m["role"] == "assistant"]
     assert said(codec, tree) == "".join(answers)
+
+
+def test_a_call_without_arguments_is_written_where_they_are_added_to_a_text():
+    codec = codec_of(CALLS.replace("{{ ARGUMENTS }}", "{{ c.function.name + ':' + c.function.arguments }}"))
+    call = {"type": "function", "function": {"name": "now", "arguments": {}}}
+    tree = codec.conversation([USER, {**ANSWER, "content": "", "tool_calls": [call]}], "f:1")
+    assert said(codec, tree) == "now(now:{})<|im_end|>"
 
 
 # D4: bounded time and memory

@@ -11,9 +11,9 @@ from torch import nn
 
 from helpers import tiny_llama
 from luthier import Branch, ConfigError, InBackward, LuthierError, ModelPolicy, Tree, compose
-from luthier.config.options import ScheduleConfig
 from luthier.data.batches import RowBatches
 from luthier.data.sampler import Sampler
+from luthier.engine import ScheduleConfig
 from luthier.engine.loop import Loop, accumulate
 from luthier.engine.monitors import Monitor
 from luthier.engine.progress import Plan

@@ -33,6 +33,8 @@ class Failing(JsonLines):
     [
         ({}, " 4 ", "It is 4"),
         ({"match": "exact"}, "4\n", "4."),
+        ({"match": "exact"}, "<think>\n5\n</think>\n\n4", "<think>4</think> 5"),
+        ({"match": "number"}, "<think>5</think> 4", "<think>4</think> none"),
         ({"match": "number"}, "2 plus 2 is 4.0", "4 is 5"),
         ({"match": "number"}, "That makes 4", "none"),
         ({"match": "pattern", "pattern": r"\b4\b"}, "so 4", "so 44"),

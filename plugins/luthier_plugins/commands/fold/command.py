@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from luthier import Command, Register, hookimpl, option
-from luthier.config import ModelPlace, PluginsConfig
+from luthier.config import ModelPlace
+from luthier.runs import PluginsConfig
 
 
 @dataclass

@@ -27,11 +27,12 @@ from luthier.adapters import (
 from luthier.config import ModelConfig
 from luthier.contracts import Quantiser
 from luthier.errors import ConfigError, ModelError, unknown
-from luthier.models import LoadedModel, Source, find_source, grow, load_config, load_model, save_model
+from luthier.models import LoadedModel, Source, find_source, grow, load_config, load_model
 from luthier.runs import as_json, remove_leftovers, write_json, writing
 from luthier.system import DTYPES, written_whole
 from luthier_plugins.commands.fold.report import REPORT, FoldedLayer, FoldReport
 from luthier_plugins.commands.fold.table import show_fold
+from luthier_toolkits.saving import save_model
 
 log = logging.getLogger("luthier")
 BASES = ("original", "dequantised")

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterator
 
+from luthier.errors import visible
 from luthier.registry import CORE, commands
 
 USAGE = """\
@@ -24,7 +25,7 @@ leave out), LUTHIER_CACHE (converted models), LUTHIER_TRACEBACK=1 (whole traceba
 
 def show_overview() -> int:
     """Print it and return the exit status."""
-    sys.stdout.write(USAGE.format(commands="\n".join(_summaries())))
+    sys.stdout.write(USAGE.format(commands="\n".join(map(visible, _summaries()))))
     return 0
 
 

@@ -19,6 +19,7 @@ from luthier.commands import parsed
 from luthier.contracts import KINDS, Command, Kind
 from luthier.registry import catalogue, command, composed_commands, presets
 from luthier_plugins.commands.help.options import grid, options
+from luthier_toolkits.terminal import SafeConsole, shown
 
 ORDER = ("data", "adapter", "quantiser", "objective", "reward_model", "optimiser", "merger", "selector")
 """In which order people need the groups: data, method, rate; the others follow."""
@@ -38,7 +39,7 @@ def show_usage(name: str, choices: Sequence[str]) -> int:
     if not of.composed:
         return int(of.run(["--help"]) or 0)
     line = parsed(name, of, choices)
-    console = Console(highlight=False)
+    console = SafeConsole()
     console.print(f"{_paragraphs(of.options)}\n\nusage: luthier {name} {escape(' '.join(_words(of)))}\n")
     console.print(grid(_flags(of)))
     chosen = _chosen(of, line.overrides)
@@ -97,13 +98,13 @@ def _groups(
     for kind in kinds:
         names = [*catalogue().names(kind.name), *presets(kind.group, folders=folders)]
         own = chosen.get(kind.group, [])
-        marked = [f"[bold]{name}[/] ←" if name in own else name for name in names]
+        marked = [f"[bold]{shown(name)}[/] ←" if name in own else shown(name) for name in names]
         yield kind.group, ", ".join(marked) or "none"
         if kind.group == "data":
             if "eval_data" in fields:
                 yield "data@eval_data", "the held-out rows, from any source of data"
             if "model" in of.defaults and (models := presets("model", folders=folders)):
-                yield "model", ", ".join(models)
+                yield "model", shown(", ".join(models))
 
 
 def _show_recipes(console: Console, of: Command, folders: Sequence[Path]) -> None:
@@ -112,7 +113,9 @@ def _show_recipes(console: Console, of: Command, folders: Sequence[Path]) -> Non
     if "recipe" in of.defaults and "adapter" in fields:
         console.print("\n[bold]recipes[/], recipe=NAME")
         names = presets("recipe", folders=folders)
-        console.print(grid((name, escape(_sentence(f"recipe/{name}.yaml", folders))) for name in names))
+        console.print(
+            grid((shown(name), escape(_sentence(f"recipe/{name}.yaml", folders))) for name in names)
+        )
 
 
 def _sentence(preset: str, folders: Sequence[Path]) -> str:

@@ -6,7 +6,7 @@ from types import EllipsisType
 from typing import Any, ClassVar
 
 from luthier import Command, Register, hookimpl, option
-from luthier.config import PluginsConfig
+from luthier.runs import PluginsConfig
 
 
 @dataclass

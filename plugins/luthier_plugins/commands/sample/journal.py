@@ -125,6 +125,8 @@ class Journal:
     def _guarded(self, call: Any, *given: Any) -> None:
         try:
             call(*given)
+        except ConfigError:
+            raise
         except (OSError, ValueError, KeyError) as error:
             said = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
             raise ConfigError(f"out={self.out} cannot be written: {said}") from error

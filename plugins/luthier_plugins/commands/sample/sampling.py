@@ -13,7 +13,6 @@ from pathlib import Path
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
 from rich.progress import Progress
 
 from luthier import config as configs
@@ -29,6 +28,7 @@ from luthier_plugins.commands.sample.prompt_source import Prompted
 from luthier_plugins.commands.sample.report import SampleResult, show_answers, show_result
 from luthier_plugins.commands.sample.statistics import SampleStatistics, draw_curve
 from luthier_toolkits.rewards import Scores, Scoring
+from luthier_toolkits.terminal import SafeConsole
 
 log = logging.getLogger("luthier")
 TOGETHER = 8
@@ -126,7 +126,7 @@ class _Sampling:
         """Answer part after part; those that `journal` has already are left out."""
         statistics = SampleStatistics(**journal.state) if journal and journal.state else SampleStatistics()
         size = TOGETHER * max(1, self.decoding.batch_size // self.decoding.n)
-        console = Console(stderr=True)
+        console = SafeConsole(stderr=True)
         with Progress(console=console, transient=True) as progress, torch.random.fork_rng():
             bar = progress.add_task("answers", total=len(self.rows))
             for number, first in enumerate(range(0, len(self.rows), size)):

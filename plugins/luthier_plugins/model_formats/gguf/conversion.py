@@ -14,8 +14,10 @@ from typing import Any
 import torch
 
 from luthier.errors import ModelError
-from luthier.models import MOST, from_pretrained, load_whole, save_model
+from luthier.models import MOST, from_pretrained, load_whole
+from luthier.runs import remove_leftovers
 from luthier.system import sha256_of, written_whole
+from luthier_toolkits.saving import save_model
 
 _COUNTS = (".block_count", ".expert_count")
 """What there are modules for; each is built before a weight is read."""
@@ -61,6 +63,7 @@ def gguf_folder(file: Path) -> Path:
         raise ModelError(f"{file} is not there; expected a .gguf file")
     target = cache_folder() / "gguf" / f"{file.stem}-{sha256_of(file)[:16]}"
     if not target.is_dir():
+        remove_leftovers(target.parent, target.name)
         with written_whole(target, keep_existing=True) as fresh:
             _convert(file, fresh)
     return target

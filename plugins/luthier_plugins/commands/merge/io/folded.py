@@ -61,7 +61,8 @@ def folded(source: Source, work: Path) -> Path:
         # What imports transformers takes seconds, and few merges need it.
         from transformers import AutoConfig
 
-        from luthier.models import from_pretrained, load_model, save_model
+        from luthier.models import from_pretrained, load_model
+        from luthier_toolkits.saving import save_model
 
         place = ModelConfig(path=source.base, adapter=str(source.adapter), dtype="float32", device="cpu")
         loaded = load_model(place, train_base=False)

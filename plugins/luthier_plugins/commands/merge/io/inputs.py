@@ -229,8 +229,6 @@ def _checked(folder: Path, adapter: SavedAdapter, base: Checkpoint) -> SavedAdap
     """Leave out the base's own weights, which PEFT saves beside adapters of embeddings and output heads."""
     kept = {}
     for name, tensor in adapter.tensors.items():
-        if not torch.isfinite(tensor).all():
-            raise ModelError(f"{folder}: {name} is not finite; leave this model out, or train it again")
         if not name.endswith(COPY):
             kept[name] = tensor
         elif not torch.equal(tensor.view(-1), base.read(name.removesuffix(COPY) + WEIGHT).to(tensor.dtype)):

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
 
 from luthier.errors import ModelError
 
@@ -133,8 +134,11 @@ def _tensors(file: Path) -> Iterator[tuple[str, Stored]]:
             continue
         try:
             dtype, shape, (first, last) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+            whole = all(type(number) is int for number in (*shape, first, last))
         except (KeyError, TypeError, ValueError) as error:
             raise ModelError(f"{file} is damaged: its header says nothing sensible of {name}") from error
+        if not whole or not isinstance(dtype, str):
+            raise ModelError(f"{file} is damaged: its header says nothing sensible of {name}")
         if dtype not in DTYPES:
             raise ModelError(f"{file}: {name} is of type {dtype}; expected one of {', '.join(DTYPES)}")
         stored = Stored(file, DTYPES[dtype], shape, begin + first)
@@ -147,6 +151,7 @@ def _tensors(file: Path) -> Iterator[tuple[str, Stored]]:
                 f"{file} is truncated: {name} ends at byte {begin + last} of {size}; copy the file again"
             )
         yield name, stored
+    _check_sound(file)
 
 
 def read_header(file: Path) -> tuple[dict[str, Any], int]:
@@ -161,8 +166,21 @@ def read_header(file: Path) -> tuple[dict[str, Any], int]:
             raise ModelError(f"{file} is truncated, or no safetensors file")
         try:
             header = json.loads(stream.read(length))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ModelError(f"{file} is damaged: {error}") from error
     if not isinstance(header, dict):
         raise ModelError(f"{file} is damaged: its header is no table")
     return header, LENGTH + length
+
+
+def _check_sound(file: Path) -> None:
+    """Let safetensors look at the header: names once each, no gaps, no overlaps, nothing behind the data.
+
+    Raises:
+        ModelError: It refuses the file, as transformers would.
+    """
+    try:
+        with safe_open(file, framework="pt"):
+            pass
+    except SafetensorError as error:
+        raise ModelError(f"{file} is damaged: {error}; copy the file again") from error

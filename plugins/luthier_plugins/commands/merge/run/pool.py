@@ -8,7 +8,6 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 
 import torch
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -22,6 +21,7 @@ from luthier.contracts import Merger
 from luthier_plugins.commands.merge.io.journal import Journal
 from luthier_plugins.commands.merge.io.shard_writer import ShardWriter
 from luthier_plugins.commands.merge.run.tensor import MergedTensor, TensorJob, groups_of, merge_tensor
+from luthier_toolkits.terminal import SafeConsole
 
 _RECORD_EVERY = 1.0
 """Seconds between two moments at which what is done is made safe."""
@@ -133,7 +133,7 @@ def _keep_freed_memory() -> None:
 
 
 def _progress() -> Progress:
-    console = Console()
+    console = SafeConsole()
     return Progress(
         TextColumn("[bold]{task.description}[/]"),
         BarColumn(),

@@ -10,11 +10,11 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from luthier import config as configs
-from luthier.config import EvaluationConfig, ModelConfig
+from luthier.config import ModelConfig
 from luthier.contracts import DataSource, Objective
 from luthier.data import encode
 from luthier.errors import ConfigError, LuthierError, ModelError
-from luthier.evaluation import Evaluator
+from luthier.evaluation import EvaluationConfig, Evaluator
 from luthier.models import load_tokenizer, saved_kind
 from luthier.policy import policy_of
 from luthier.text import Codec

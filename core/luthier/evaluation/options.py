@@ -1,16 +1,8 @@
-"""Options that belong to no method and to no single command: schema and help text at once."""
+"""The options of what is measured that belong to no method and to no single command."""
 
 from dataclasses import dataclass
 
 from luthier.contracts import option
-
-
-@dataclass
-class ScheduleConfig:
-    """The learning-rate schedule, by transformers' names."""
-
-    name: str = option("cosine", "One of transformers': constant (no warm-up), linear, cosine, polynomial …")
-    warmup: float = option(0.03, "Warm-up: W steps, below 1 a share of all; the i-th has i/W of the rate.")
 
 
 @dataclass
@@ -38,19 +30,3 @@ class ReferenceConfig:
         "Folder where what it gives is remembered, for other runs too; null: the run folder.",
         was="memory",
     )
-
-
-@dataclass
-class CheckpointConfig:
-    """When checkpoints are saved; every run saves one when it is stopped by Ctrl-C or SIGTERM."""
-
-    every: int | None = option(None, "Steps between checkpoints; null: by time; 0: only when stopped.")
-    minutes: float = option(10.0, "Minutes between checkpoints where `every` is null; the last step has one.")
-    keep: int = option(2, "Checkpoints that stay; the best one (evaluation.restore_best) stays besides.")
-
-
-@dataclass
-class PluginsConfig:
-    """What a run expects of the installed plugins."""
-
-    required: list[str] = option([], "Requirements that must be met, e.g. 'luthier-toy>=0.2'.")

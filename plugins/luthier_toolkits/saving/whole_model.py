@@ -11,9 +11,7 @@ from torch import nn
 
 from luthier.errors import ModelError
 from luthier.kernels import unfused
-from luthier.models.pretrained import load_whole, quiet, told
-from luthier.models.score_head import as_classifier, without_value
-from luthier.models.tokenizer import verify_tokenizer
+from luthier.models import as_classifier, load_whole, quiet, told, verify_tokenizer, without_value
 from luthier.system import written_whole
 
 if TYPE_CHECKING:
