@@ -25,8 +25,8 @@ def read_written(file: Path, at: str = "") -> dict[str, str]:
         ConfigError: It holds too much, or itself.
     """
     with file.open(encoding="utf-8") as text, contextlib.suppress(RecursionError):
-        found = dict(itertools.islice(leaves(yaml.load(text, yaml.BaseLoader), at), MOST))
-        if len(found) < MOST:
+        values = leaves(yaml.load(text, yaml.BaseLoader), at)
+        if len(found := dict(itertools.islice(values, MOST))) < MOST:
             return found
     raise ConfigError(f"{file} is nested too deeply, holds itself, or has {MOST:,} values and more")
 

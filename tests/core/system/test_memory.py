@@ -67,3 +67,15 @@ def test_another_system_says_nothing(monkeypatch, tmp_path):
     assert watch.highest_mb is None
     monkeypatch.setattr(sys, "platform", "darwin")  # which counts in bytes
     assert peak_memory_mb(torch.device("cpu")) > 0
+
+
+def test_on_cuda_the_allocator_says_what_was_used_since_the_watch_began(monkeypatch):
+    peaks = [300 * MB]  # of what ran before
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: peaks[-1])
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: peaks.append(10 * MB))
+    device = torch.device("cuda:0")
+    watch = Watch(device)
+    peaks.append(120 * MB)
+    watch.look(5)
+    assert watch.highest_mb == 120
+    assert peak_memory_mb(device) == 300

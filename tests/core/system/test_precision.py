@@ -5,7 +5,8 @@ import os
 import pytest
 import torch
 
-from luthier.system import settle
+from luthier import ConfigError
+from luthier.system import pick_device, pick_dtype, settle
 
 MATMUL = torch.backends.cuda.matmul
 
@@ -20,6 +21,14 @@ def as_before(monkeypatch):
     yield
     MATMUL.allow_bf16_reduced_precision_reduction, MATMUL.allow_fp16_reduced_precision_reduction = halves
     torch.use_deterministic_algorithms(False)
+
+
+def test_the_device_and_what_it_computes_in_are_asked_of_torch(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    assert pick_dtype("auto", pick_device("cuda:1")) == torch.bfloat16
+    with pytest.raises(ConfigError, match="sees 2 CUDA devices"):
+        pick_device("cuda:2")
 
 
 def test_products_of_16_bits_are_summed_in_32():
