@@ -4,6 +4,7 @@ import ast
 
 from counts import PRODUCT, ROOT
 
+PAGED = "tests/plugins/optimisers/test_bitsandbytes_adamw.py"
 STAND_INS = {
     "core/luthier/policy/attention.py": "tests/core/policy/test_masked_attention.py",
     "core/luthier/policy/forward.py": "tests/core/policy/test_masked_attention.py",
@@ -14,9 +15,9 @@ STAND_INS = {
     "plugins/luthier_plugins/commands/plan/observer.py": "tests/commands/plan/test_planning.py",
     "plugins/luthier_plugins/commands/plan/planning.py": "tests/commands/plan/test_planning.py",
     "plugins/luthier_plugins/commands/plan/simulation.py": "tests/commands/plan/test_plan_simulation.py",
-    "plugins/luthier_plugins/optimisers/paged_adamw.py": "tests/plugins/optimisers/test_bitsandbytes_adamw.py",
-    "plugins/luthier_plugins/optimisers/paged_adamw_8bit.py": "tests/plugins/optimisers/test_bitsandbytes_adamw.py",
-    "plugins/luthier_toolkits/bitsandbytes/library.py": "tests/plugins/optimisers/test_bitsandbytes_adamw.py",
+    "plugins/luthier_plugins/optimisers/paged_adamw.py": PAGED,
+    "plugins/luthier_plugins/optimisers/paged_adamw_8bit.py": PAGED,
+    "plugins/luthier_toolkits/bitsandbytes/library.py": PAGED,
 }
 """By module that names CUDA: the test that goes the same way on a CPU."""
 
