@@ -12,16 +12,18 @@ CONTRACTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["import
 # Lines of code. The sum is what design.md allows: 7,500 after the move and 1,600 for what was planned. With
 # "right or refused" rooms were redesigned within that sum: text reads messages, renders, checks and encodes
 # in files of their own; config guards Hydra's node, reads files of one's own, keeps text as it was typed.
-# Left of the reserves: adapters 55, trees and policy 140 (shared prefixes), evaluation 85, runs 55, data 20.
+# With "ready for a GPU": attention works block masks out from segments and compiles by kind of layer, the
+# check runs a backward pass, processes wait without collectives (policy, system, kernels); saving whole models
+# left core (models). What is next in these rooms must take something out first.
 BUDGETS = {
     "contracts": 485,
     "registry": 440,
-    "config": 605,
-    "system": 330,
-    "kernels": 390,
+    "config": 606,
+    "system": 352,
+    "kernels": 398,
     "trees": 430,
     "text": 755,
-    "models": 700,
+    "models": 640,
     "adapters": 770,
     "policy": 1100,
     "data": 420,
@@ -46,7 +48,7 @@ def test_the_budgets_are_those_of_the_whole():
 
 def test_core_and_its_framework_are_small():
     everything = sum(code_lines(path) for path in CORE.rglob("*.py") if path not in KIT)
-    assert everything <= 8_900
+    assert everything <= 9_050
     framework = [path for room in ("contracts", "registry", "config") for path in files(room)]
     framework += [CORE / "commands" / name for name in SHELL] + sorted(CORE.glob("*.py"))
     assert sum(map(code_lines, framework)) <= 2_000
