@@ -13,8 +13,8 @@ CONTRACTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["import
 # "right or refused" rooms were redesigned within that sum: text reads messages, renders, checks and encodes
 # in files of their own; config guards Hydra's node, reads files of one's own, keeps text as it was typed.
 # With "ready for a GPU": attention works block masks out from segments and compiles by kind of layer, the
-# check runs a backward pass, processes wait without collectives (policy, system, kernels); saving whole models
-# left core (models). What is next in these rooms must take something out first.
+# check runs a backward pass, processes wait without collectives (policy, system, kernels); saving whole
+# models left core (models). What is next in these rooms must take something out first.
 BUDGETS = {
     "contracts": 485,
     "registry": 440,

@@ -9,7 +9,7 @@ import random
 
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
+from hypothesis import example, given, settings, strategies as st
 from torch._dynamo.exc import FailOnRecompileLimitHit
 from torch.nn.attention import flex_attention as flex
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -46,6 +46,8 @@ def listed(counts, places) -> set[tuple[int, int]]:
     }
 
 
+@example([(100, 29, [])], 1)  # the one row of a block sees itself alone
+@example([(300, 100, [3])], 256)  # the last row of a block just sees the first key of another
 @settings(deadline=None, max_examples=30)
 @given(TREES, st.sampled_from([None, 1, 5, 127, 128, 129, 1000]))
 def test_the_block_mask_is_the_one_of_every_pair_of_tokens(trees, window):
@@ -195,5 +197,5 @@ def test_hidden_states_that_branches_share_are_picked_by_what_sums_in_one_order(
     there = _picked(rows.as_subclass(OnCuda), places)
     here = _picked(rows, places)
     assert torch.equal(there, here)
-    assert type(there.grad_fn).__name__ == "AliasBackward0" or "Index" in type(there.grad_fn).__name__
+    assert type(there.grad_fn.next_functions[0][0]).__name__ == "IndexBackward0"
     assert type(here.grad_fn).__name__ == "IndexSelectBackward0"
