@@ -16,13 +16,14 @@ def main() -> None:
     processes = Processes.launched()
     folder = Path(sys.argv[1])
 
-    def work() -> None:
-        time.sleep(5)
-        (folder / "worked").write_text(str(processes.rank))
+    processes.gather(None)
+    for turn in range(2):
+        done = folder / f"done{turn}"
 
-    for _ in range(2):
-        (folder / "worked").unlink(missing_ok=True)
-        processes.gather(None)
+        def work(done: Path = done) -> None:
+            time.sleep(4)
+            done.write_text(str(processes.rank))
+
         processes.after_main(work)
-        (folder / f"saw{processes.rank}").write_text((folder / "worked").read_text())
-        processes.gather(None)
+        (folder / f"saw{turn}{processes.rank}").write_text(done.read_text())
+    # The main process has nothing left to do, and must not end before the others have looked.

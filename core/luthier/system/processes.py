@@ -83,12 +83,12 @@ class Processes:
         if self.main:
             work()
         if self.count > 1:
-            done = f"luthier.done.{next(_DONE)}"
-            store = torch.distributed.distributed_c10d._get_default_store()
+            store, done = torch.distributed.distributed_c10d._get_default_store(), f"luthier.{next(_DONE)}"
             if self.main:
                 store.set(done, "")
             while not store.check([done]):
                 time.sleep(0.2)
+            self.gather(None)  # the store ends with the main process, which must outlast the others' look
 
     def gather(self, value: T) -> list[T]:
         """Return what every process gives, by rank, in every process."""

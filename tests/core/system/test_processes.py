@@ -126,7 +126,8 @@ def test_one_bad_row_ends_all_processes_with_its_name(folder, tmp_path):
 
 def test_others_wait_for_the_main_process_longer_than_a_collective_would(tmp_path):
     run_forked("ddp", str(tmp_path), module="waiting")
-    assert [(tmp_path / name).read_text() for name in ("worked", "saw0", "saw1")] == ["0"] * 3
+    seen = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    assert seen == dict.fromkeys(["done0", "done1", "saw00", "saw01", "saw10", "saw11"], "0")
 
 
 def test_one_device_for_several_processes_is_refused(folder, tmp_path):
