@@ -97,9 +97,8 @@ class GuardedLoader(ConfigLoaderImpl):
         written = read_written(Path(f"{own[0].path}/{path}.yaml"), default.package or "") if own else {}
         result = super()._load_single_config(default, repo)
         if not _is_installed(default, result):
-            check_tree(
-                OmegaConf.to_container(result.config), f"{result.path.removeprefix('file://')}/{path}.yaml"
-            )
+            file = f"{result.path.removeprefix('file://')}/{path}.yaml"
+            check_tree(OmegaConf.to_container(result.config), file)
         keep_written(result.config, written, self.known)
         return result
 

@@ -60,15 +60,15 @@ def read_own(verb: str, file: Path, overrides: Sequence[str]) -> OwnFile:
             values.pop(key, None)
         for group in _replaced(chosen, overrides):
             logging.getLogger("luthier").warning("%s: %s gives way, with its options", file, group)
-            values.pop(_key(group), None)
+            values.pop(group.rpartition("@")[2], None)
     return OwnFile(rest, chosen, values)
 
 
 def _chosen(group: str, values: dict[str, Any], whole: bool) -> dict[str, Any]:
     """Take out of `values` what they choose of a group."""
-    node, several = values.get(_key(group)), values.get(f"{group}s")
+    node, several = values.get(key := group.rpartition("@")[2]), values.get(f"{group}s")
     if isinstance(node, str | list):
-        return {group: values.pop(_key(group))}
+        return {group: values.pop(key)}
     if isinstance(node, dict) and "name" in node:
         return {group: node.pop("name")}
     if isinstance(several, dict):
@@ -82,7 +82,3 @@ def _replaced(chosen: dict[str, Any], overrides: Sequence[str]) -> Iterator[str]
         group, _, choice = override.partition("=")
         if isinstance(chosen.get(group), str) and choice != chosen[group] and "," not in choice:
             yield group
-
-
-def _key(group: str) -> str:
-    return group.rpartition("@")[2]

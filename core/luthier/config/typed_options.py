@@ -17,6 +17,7 @@ from luthier.registry import catalogue, command
 TEXT, OPTIONAL = (str, Path), (str | None, Path | None)
 QUOTED = r"'(?:\\.|[^'\\])*'|\"(?:\\.|[^\"\\])*\""
 PIECES = re.compile(rf"(?:{QUOTED}|\$\{{[^}}]*\}}|[^,])+")
+ITEMS = re.compile(rf"{QUOTED}|(?<=[\[,])[^][{{}},'\"]+(?=[\],])")
 CALL = re.compile(r"(choice|range|interval|glob|shuffle|sort|tag)\(.*\)")
 
 
@@ -49,6 +50,8 @@ def typed(override: str, known: Mapping[str, list[Any]], several: bool) -> str:
         optional = any(hint in OPTIONAL for hint in known.get(key, ()))
         pieces = (PIECES.findall(value) or [""]) if several else [value]
         value = ",".join(piece if optional and piece == "null" else as_text(piece) for piece in pieces)
+    elif equals and is_text(f"{key}.*", known):
+        value = ITEMS.sub(lambda item: as_text(item[0].strip()), value)
     return f"{'++' if tables and not name.startswith(('+', '~')) else ''}{name}{equals}{value}"
 
 

@@ -203,7 +203,7 @@ class ModelPolicy:
         # `not <=`, so that NaN is a fault.
         if not values <= allowed:
             return f"log-probabilities stray by {values:.2g}"
-        if not gradients <= allowed * expected[1].abs().max().item():
+        if expected[1].dim() and not gradients <= allowed * expected[1].abs().max().item():
             return f"gradients stray by {gradients:.2g}"
         return ""
 

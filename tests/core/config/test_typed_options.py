@@ -36,6 +36,21 @@ def test_quotes_of_ones_own_are_quotes(typed, text):
     assert compose("train", [*DATA, f"data.path={typed}"]).data.path == text
 
 
+@pytest.mark.parametrize(
+    ("typed", "texts"),
+    [
+        ("[1.10,010,no]", ["1.10", "010", "no"]),
+        ("[1e3]", ["1e3"]),
+        ("[a, 2026_11_27 ,'b']", ["a", "2026_11_27", "b"]),
+        ("['a,1.10,b',1.10]", ["a,1.10,b", "1.10"]),
+        ('["1.10",null]', ["1.10", "null"]),
+        ("[]", []),
+    ],
+)
+def test_what_a_list_of_texts_holds_is_text(typed, texts):
+    assert list(compose("train", [*DATA, f"model.new_tokens={typed}"]).model.new_tokens) == texts
+
+
 def test_an_interpolation_stays_one():
     config = compose("train", [*DATA, "run_dir=2026_11_27", "data.path=${run_dir}/ü.jsonl"])
     assert config.data.path == "2026_11_27/ü.jsonl"
